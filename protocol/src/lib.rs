@@ -1,0 +1,2 @@
+//! Mu itself; knows only the verbs traits.
+#![forbid(unsafe_code)]

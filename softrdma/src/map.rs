@@ -1,0 +1,168 @@
+//! Mappings of words: the one place where raw memory becomes `&[Word]`.
+//!
+//! A mapping is zeroed, touched before it is handed out (no page fault on the hot path), excluded from `fork` (a child
+//! that shared it could write after its parent died) and locked if the limit allows. Under loom and Miri it is a heap
+//! allocation, since neither knows `mmap`.
+
+use std::ptr::NonNull;
+
+use crate::error::Error;
+use crate::limits::WORD;
+use crate::sync::Word;
+
+/// What kind of pages memory lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageInfo {
+    /// Bytes of one page that was asked for: 2 MiB if huge pages were to be had.
+    pub page_bytes: usize,
+    /// Whether it is locked; if not, `RLIMIT_MEMLOCK` was too low.
+    pub locked: bool,
+}
+
+/// A mapping of words, unmapped when dropped.
+pub(crate) struct Map {
+    base: NonNull<Word>,
+    words: usize,
+    info: PageInfo,
+    backing: Backing,
+}
+
+enum Backing {
+    /// The box that owns the words, kept as the raw slice it was made from.
+    #[cfg(any(loom, miri))]
+    Heap,
+    #[cfg(not(any(loom, miri)))]
+    Mapped,
+}
+
+// SAFETY: a `Map` gives out `&[Word]` only, whose elements are atomics; it owns its pages until it is dropped.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    /// The words.
+    #[inline]
+    pub(crate) fn words(&self) -> &[Word] {
+        // SAFETY: `base` points to `words` initialised words (zero bytes are a valid atomic) that stay mapped as long as
+        // `self` lives: every constructor of this file sees to it, and only `drop` unmaps. They are never handed out in
+        // any other form, so all accesses are atomic, those of other processes included.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
+    }
+
+    pub(crate) fn info(&self) -> PageInfo {
+        self.info
+    }
+}
+
+/// Plain page size: 4096 on every target this builds for except some aarch64 kernels, which round up by themselves.
+pub(crate) const PAGE: usize = 4096;
+/// Huge page size asked for.
+#[cfg(not(any(loom, miri)))]
+const HUGE: usize = 2 << 20;
+
+#[cfg(any(loom, miri))]
+impl Map {
+    /// Zeroed private words.
+    pub(crate) fn anonymous(bytes: usize) -> Result<Self, Error> {
+        // Small on purpose: each word is an object of its own to loom.
+        let words = bytes.div_ceil(WORD).max(1);
+        let boxed: Box<[Word]> = (0..words).map(|_| Word::new(0)).collect();
+        let base = NonNull::from(Box::leak(boxed)).cast();
+        Ok(Self { base, words, info: PageInfo { page_bytes: WORD, locked: false }, backing: Backing::Heap })
+    }
+}
+
+#[cfg(not(any(loom, miri)))]
+mod os {
+    use std::num::NonZero;
+    use std::os::fd::AsFd;
+
+    use nix::errno::Errno;
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous};
+
+    use super::{Backing, Error, HUGE, Map, NonNull, PAGE, PageInfo, WORD};
+
+    const VERB: &str = "alloc_memory";
+    const NO_MEMORY: &str = " (too little memory, or a limit on it: see ulimit -v and the container's memory limit)";
+
+    fn size(bytes: usize, page: usize) -> Result<NonZero<usize>, Error> {
+        bytes.max(1).checked_next_multiple_of(page).filter(|n| *n <= isize::MAX as usize).and_then(NonZero::new).ok_or(
+            Error::Limit { verb: VERB, what: "bytes of memory", asked: bytes, limit: isize::MAX as usize },
+        )
+    }
+
+    impl Map {
+        /// Zeroed private words on pages of their own; on huge ones if it is large enough and the system has any.
+        pub(crate) fn anonymous(bytes: usize) -> Result<Self, Error> {
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
+            if bytes >= HUGE {
+                let len = size(bytes, HUGE)?;
+                // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+                if let Ok(base) = unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) } {
+                    return Ok(Self::finish(base, len.get(), HUGE));
+                }
+            }
+            let len = size(bytes, PAGE)?;
+            // SAFETY: as above.
+            let base = unsafe { mmap_anonymous(None, len, prot, flags) }
+                .map_err(|source| Error::System { verb: VERB, call: "mmap", source, hint: NO_MEMORY })?;
+            Ok(Self::finish(base, len.get(), PAGE))
+        }
+
+        /// The whole pages of a memory file, shared with whoever maps it too. `touch` fills the pages in at once.
+        pub(crate) fn shared(
+            fd: impl AsFd,
+            len: NonZero<usize>,
+            write: bool,
+            touch: bool,
+        ) -> Result<Self, Errno> {
+            assert!(len.get().is_multiple_of(PAGE));
+            let mut prot = ProtFlags::PROT_READ;
+            if write {
+                prot |= ProtFlags::PROT_WRITE;
+            }
+            let mut flags = MapFlags::MAP_SHARED;
+            if touch {
+                flags |= MapFlags::MAP_POPULATE;
+            }
+            // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. The file is sealed
+            // against shrinking by its maker and that is checked by the receiver (`shm`), so no page ever vanishes.
+            let base = unsafe { mmap(None, len, prot, flags, fd, 0) }?;
+            Ok(Self::finish(base, len.get(), PAGE))
+        }
+
+        /// Takes over a fresh mapping: no inheritance by a child, locked if allowed.
+        fn finish(base: NonNull<libc::c_void>, len: usize, page_bytes: usize) -> Self {
+            // A failure of the next three costs speed or protection against `fork`, never correctness: what matters of it
+            // (`locked`) is kept and shown.
+            // SAFETY: the range is exactly the fresh mapping, and the advice does not change its contents.
+            let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTFORK) };
+            if page_bytes == PAGE && len >= HUGE {
+                // SAFETY: as above.
+                let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
+            }
+            // SAFETY: as above.
+            let locked = unsafe { mlock(base, len) }.is_ok();
+            Self { base: base.cast(), words: len / WORD, info: PageInfo { page_bytes, locked }, backing: Backing::Mapped }
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        match self.backing {
+            #[cfg(any(loom, miri))]
+            // SAFETY: `base` and `words` are those of the boxed slice leaked in `anonymous`, freed only here.
+            Backing::Heap => drop(unsafe {
+                Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.base.as_ptr(), self.words))
+            }),
+            #[cfg(not(any(loom, miri)))]
+            Backing::Mapped => {
+                // SAFETY: the range is the mapping made by a constructor; no `&[Word]` to it outlives `self`.
+                let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.words * WORD) };
+            }
+        }
+    }
+}

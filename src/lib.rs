@@ -1,0 +1,1 @@
+//! Microsecond state machine replication.

@@ -1,0 +1,2 @@
+//! The `mu` command.
+fn main() {}
