@@ -14,7 +14,7 @@ use crate::sync::{Ordering, Word};
 /// # Panics
 /// If a range lies outside its slice.
 #[inline]
-pub fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: usize, len: usize) {
+pub(crate) fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: usize, len: usize) {
     if (dst_at | src_at | len) % WORD == 0 {
         let n = len / WORD;
         copy_raw::words(&dst[dst_at / WORD..][..n], &src[src_at / WORD..][..n]);
@@ -30,7 +30,7 @@ pub fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: usize, 
 /// # Panics
 /// If the range lies outside `dst`.
 #[inline]
-pub fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
+pub(crate) fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
     if (dst_at | src.len()) % WORD == 0 {
         copy_raw::from_bytes(&dst[dst_at / WORD..][..src.len() / WORD], src);
         return;
@@ -47,7 +47,7 @@ pub fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
 /// # Panics
 /// If the range lies outside `src`.
 #[inline]
-pub fn words_to_bytes(dst: &mut [u8], src: &[Word], src_at: usize) {
+pub(crate) fn words_to_bytes(dst: &mut [u8], src: &[Word], src_at: usize) {
     if (src_at | dst.len()) % WORD == 0 {
         copy_raw::to_bytes(dst, &src[src_at / WORD..][..dst.len() / WORD]);
         return;
@@ -109,14 +109,21 @@ mod tests {
     }
 
     fn bytes_of(words: &[Word]) -> Vec<u8> {
-        words.iter().flat_map(|w| w.load(Ordering::Relaxed).to_ne_bytes()).collect()
+        words
+            .iter()
+            .flat_map(|w| w.load(Ordering::Relaxed).to_ne_bytes())
+            .collect()
     }
 
     /// Every alignment of both sides and every length up to four words, and some long ones: against plain slices.
     #[test]
     fn agrees_with_plain_slices() {
         let data: Vec<u8> = (0..600).map(|i| (i * 7 + 1) as u8).collect();
-        let lens: Vec<usize> = if cfg!(miri) { vec![0, 1, 8, 15, 200] } else { (0..34).chain([127, 128, 129, 500]).collect() };
+        let lens: Vec<usize> = if cfg!(miri) {
+            vec![0, 1, 8, 15, 200]
+        } else {
+            (0..34).chain([127, 128, 129, 500]).collect()
+        };
         for dst_at in 0..17 {
             for src_at in 0..17 {
                 for &len in &lens {
@@ -130,7 +137,11 @@ mod tests {
                     words_to_words(&dst, dst_at, &src, src_at, len);
                     let mut plain = vec![0xEE; 640];
                     plain[dst_at..dst_at + len].copy_from_slice(&data[..len]);
-                    assert_eq!(bytes_of(&dst), plain, "words_to_words {dst_at} {src_at} {len}");
+                    assert_eq!(
+                        bytes_of(&dst),
+                        plain,
+                        "words_to_words {dst_at} {src_at} {len}"
+                    );
 
                     let mut out = vec![0; len];
                     words_to_bytes(&mut out, &dst, dst_at);

@@ -20,7 +20,12 @@ const WIDE_FROM: usize = 128;
 #[inline]
 pub(crate) fn words(dst: &[Word], src: &[Word]) {
     assert_eq!(dst.len(), src.len());
-    let at = wide(dst.as_ptr().cast(), src.as_ptr().cast(), dst.len() * WORD, Shared::Both);
+    let at = wide(
+        dst.as_ptr().cast(),
+        src.as_ptr().cast(),
+        dst.len() * WORD,
+        Shared::Both,
+    );
     for (d, s) in dst[at..].iter().zip(&src[at..]) {
         d.store(s.load(Ordering::Acquire), Ordering::Release);
     }
@@ -32,7 +37,10 @@ pub(crate) fn from_bytes(dst: &[Word], src: &[u8]) {
     assert_eq!(dst.len() * WORD, src.len());
     let at = wide(dst.as_ptr().cast(), src.as_ptr(), src.len(), Shared::Target);
     for (d, s) in dst[at..].iter().zip(src[at * WORD..].chunks_exact(WORD)) {
-        d.store(u64::from_ne_bytes(s.try_into().expect("eight bytes")), Ordering::Release);
+        d.store(
+            u64::from_ne_bytes(s.try_into().expect("eight bytes")),
+            Ordering::Release,
+        );
     }
 }
 
@@ -40,7 +48,12 @@ pub(crate) fn from_bytes(dst: &[Word], src: &[u8]) {
 #[inline]
 pub(crate) fn to_bytes(dst: &mut [u8], src: &[Word]) {
     assert_eq!(src.len() * WORD, dst.len());
-    let at = wide(dst.as_mut_ptr(), src.as_ptr().cast(), dst.len(), Shared::Source);
+    let at = wide(
+        dst.as_mut_ptr(),
+        src.as_ptr().cast(),
+        dst.len(),
+        Shared::Source,
+    );
     for (d, s) in dst[at * WORD..].chunks_exact_mut(WORD).zip(&src[at..]) {
         d.copy_from_slice(&s.load(Ordering::Acquire).to_ne_bytes());
     }

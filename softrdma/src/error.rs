@@ -9,7 +9,9 @@ use crate::types::QpState;
 pub enum PostError {
     /// Too many requests are outstanding (`ENOMEM`): poll the completion queue first. Requests without
     /// [`SIGNALED`](crate::types::SendFlags::SIGNALED) count until a later signalled one was polled.
-    #[error("post on QP {qp_num}: queue full, {depth} requests outstanding; poll completions first")]
+    #[error(
+        "post on QP {qp_num}: queue full, {depth} requests outstanding; poll completions first"
+    )]
     QueueFull {
         /// The queue pair.
         qp_num: u32,
@@ -133,7 +135,9 @@ pub enum Error {
     },
     /// A writer sits in the middle of a copy and could not be fenced within the bound: whether more words land is
     /// unknown, so the right counts as still held. Nothing was granted.
-    #[error("{verb} on QP {qp_num}: its writer stalled in mid-copy and is not fenced after {waited_us} µs")]
+    #[error(
+        "{verb} on QP {qp_num}: its writer stalled in mid-copy and is not fenced after {waited_us} µs"
+    )]
     WriterStalled {
         /// The verb, by its libibverbs name.
         verb: &'static str,

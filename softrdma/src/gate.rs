@@ -27,21 +27,31 @@ use crate::sync::{Ordering, Word, fence};
 /// ends even all the same.
 #[inline]
 pub fn enter<R>(seq: &Word, chunk: impl FnOnce() -> R) -> R {
-    let odd = seq.load(Ordering::Relaxed).wrapping_add(1) | 1;
-    seq.store(odd, Ordering::Release);
-    let leave = Leave { seq, even: odd.wrapping_add(1) };
-    fence(Ordering::SeqCst);
+    let inside = begin(seq);
     let result = chunk();
-    drop(leave);
+    drop(inside);
     result
 }
 
-struct Leave<'a> {
+/// W1 and W2. Dropping the guard is W5; forgetting it is what a writer does that dies in mid-copy.
+#[inline]
+pub fn begin(seq: &Word) -> Inside<'_> {
+    let odd = seq.load(Ordering::Relaxed).wrapping_add(1) | 1;
+    seq.store(odd, Ordering::Release);
+    fence(Ordering::SeqCst);
+    Inside {
+        seq,
+        even: odd.wrapping_add(1),
+    }
+}
+
+/// A writer between W1 and W5.
+pub struct Inside<'a> {
     seq: &'a Word,
     even: u64,
 }
 
-impl Drop for Leave<'_> {
+impl Drop for Inside<'_> {
     #[inline]
     fn drop(&mut self) {
         self.seq.store(self.even, Ordering::Release);

@@ -2,12 +2,29 @@
 
 mod copy;
 mod copy_raw;
+mod cq;
+mod engine;
 pub mod error;
+pub mod fault;
+pub mod gate;
+mod inproc;
 pub mod limits;
 mod map;
 mod memory;
+mod node;
+mod post;
+mod qp;
+mod region;
+pub mod ring;
+mod slow;
 pub mod sync;
+mod table;
 pub mod types;
 
+pub use cq::Cq;
+pub use inproc::Fabric;
 pub use map::PageInfo;
 pub use memory::Memory;
+pub use node::{Node, Pd};
+pub use qp::{Control, Qp};
+pub use region::{Mr, Mw};

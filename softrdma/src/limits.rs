@@ -7,7 +7,13 @@ pub const MAX_REGIONS: usize = if cfg!(loom) { 2 } else { 256 };
 /// Memories allocated in the life of one context; their numbers are never used again.
 pub const MAX_MEMORIES: usize = 256;
 /// Receive requests one queue pair holds.
-pub const MAX_RECV_WR: usize = if cfg!(loom) { 2 } else { 256 };
+pub const MAX_RECV_WR: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    32
+} else {
+    256
+};
 /// Send requests one queue pair holds.
 pub const MAX_SEND_WR: usize = 8192;
 /// Scatter/gather elements of one send request.
@@ -30,7 +36,13 @@ pub const WORD: usize = 8;
 const _: () = {
     assert!(MAX_MTU.is_multiple_of(WORD));
     assert!(MAX_INLINE <= MAX_MTU, "an inline payload is one chunk");
-    assert!(MAX_MSG < u32::MAX as usize, "a length fits the completion's byte_len");
-    assert!(MAX_REGIONS <= 1 << 8, "a key's low byte is the region's index");
+    assert!(
+        MAX_MSG < u32::MAX as usize,
+        "a length fits the completion's byte_len"
+    );
+    assert!(
+        MAX_REGIONS <= 1 << 8,
+        "a key's low byte is the region's index"
+    );
     assert!(MAX_RECV_WR.is_power_of_two());
 };

@@ -69,7 +69,15 @@ impl Map {
         let words = bytes.div_ceil(WORD).max(1);
         let boxed: Box<[Word]> = (0..words).map(|_| Word::new(0)).collect();
         let base = NonNull::from(Box::leak(boxed)).cast();
-        Ok(Self { base, words, info: PageInfo { page_bytes: WORD, locked: false }, backing: Backing::Heap })
+        Ok(Self {
+            base,
+            words,
+            info: PageInfo {
+                page_bytes: WORD,
+                locked: false,
+            },
+            backing: Backing::Heap,
+        })
     }
 }
 
@@ -84,12 +92,21 @@ mod os {
     use super::{Backing, Error, HUGE, Map, NonNull, PAGE, PageInfo, WORD};
 
     const VERB: &str = "alloc_memory";
-    const NO_MEMORY: &str = " (too little memory, or a limit on it: see ulimit -v and the container's memory limit)";
+    const NO_MEMORY: &str =
+        " (too little memory, or a limit on it: see ulimit -v and the container's memory limit)";
 
     fn size(bytes: usize, page: usize) -> Result<NonZero<usize>, Error> {
-        bytes.max(1).checked_next_multiple_of(page).filter(|n| *n <= isize::MAX as usize).and_then(NonZero::new).ok_or(
-            Error::Limit { verb: VERB, what: "bytes of memory", asked: bytes, limit: isize::MAX as usize },
-        )
+        bytes
+            .max(1)
+            .checked_next_multiple_of(page)
+            .filter(|n| *n <= isize::MAX as usize)
+            .and_then(NonZero::new)
+            .ok_or(Error::Limit {
+                verb: VERB,
+                what: "bytes of memory",
+                asked: bytes,
+                limit: isize::MAX as usize,
+            })
     }
 
     impl Map {
@@ -100,14 +117,22 @@ mod os {
             if bytes >= HUGE {
                 let len = size(bytes, HUGE)?;
                 // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
-                if let Ok(base) = unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) } {
+                if let Ok(base) =
+                    unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) }
+                {
                     return Ok(Self::finish(base, len.get(), HUGE));
                 }
             }
             let len = size(bytes, PAGE)?;
             // SAFETY: as above.
-            let base = unsafe { mmap_anonymous(None, len, prot, flags) }
-                .map_err(|source| Error::System { verb: VERB, call: "mmap", source, hint: NO_MEMORY })?;
+            let base = unsafe { mmap_anonymous(None, len, prot, flags) }.map_err(|source| {
+                Error::System {
+                    verb: VERB,
+                    call: "mmap",
+                    source,
+                    hint: NO_MEMORY,
+                }
+            })?;
             Ok(Self::finish(base, len.get(), PAGE))
         }
 
@@ -145,7 +170,12 @@ mod os {
             }
             // SAFETY: as above.
             let locked = unsafe { mlock(base, len) }.is_ok();
-            Self { base: base.cast(), words: len / WORD, info: PageInfo { page_bytes, locked }, backing: Backing::Mapped }
+            Self {
+                base: base.cast(),
+                words: len / WORD,
+                info: PageInfo { page_bytes, locked },
+                backing: Backing::Mapped,
+            }
         }
     }
 }
@@ -156,7 +186,10 @@ impl Drop for Map {
             #[cfg(any(loom, miri))]
             // SAFETY: `base` and `words` are those of the boxed slice leaked in `anonymous`, freed only here.
             Backing::Heap => drop(unsafe {
-                Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.base.as_ptr(), self.words))
+                Box::from_raw(std::ptr::slice_from_raw_parts_mut(
+                    self.base.as_ptr(),
+                    self.words,
+                ))
             }),
             #[cfg(not(any(loom, miri)))]
             Backing::Mapped => {

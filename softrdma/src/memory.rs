@@ -116,6 +116,10 @@ impl Memory {
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("id", &self.0.id).field("len", &self.len()).field("pages", &self.pages()).finish()
+        f.debug_struct("Memory")
+            .field("id", &self.0.id)
+            .field("len", &self.len())
+            .field("pages", &self.pages())
+            .finish()
     }
 }

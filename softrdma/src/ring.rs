@@ -41,7 +41,10 @@ impl Ring {
     /// How many records fit now. Producer only.
     #[inline]
     pub fn free(&self) -> u64 {
-        let used = self.head.load(Ordering::Relaxed).wrapping_sub(self.tail.load(Ordering::Acquire));
+        let used = self
+            .head
+            .load(Ordering::Relaxed)
+            .wrapping_sub(self.tail.load(Ordering::Acquire));
         self.mask + 1 - used
     }
 
@@ -49,7 +52,10 @@ impl Ring {
     #[inline]
     pub fn push(&self, record: [u64; RECORD]) {
         let head = self.head.load(Ordering::Relaxed);
-        debug_assert!(self.free() > 0, "the producer counts its outstanding requests");
+        debug_assert!(
+            self.free() > 0,
+            "the producer counts its outstanding requests"
+        );
         for (slot, word) in self.slot(head).iter().zip(record) {
             slot.store(word, Ordering::Relaxed);
         }

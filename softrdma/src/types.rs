@@ -67,10 +67,27 @@ impl BitAnd for Access {
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [(u32, &str); 5] =
-            [(1, "local_write"), (2, "remote_write"), (4, "remote_read"), (8, "remote_atomic"), (16, "mw_bind")];
-        let set: Vec<&str> = NAMES.iter().filter(|(bit, _)| self.0 & bit != 0).map(|(_, name)| *name).collect();
-        write!(f, "Access({})", if set.is_empty() { "none".into() } else { set.join("|") })
+        const NAMES: [(u32, &str); 5] = [
+            (1, "local_write"),
+            (2, "remote_write"),
+            (4, "remote_read"),
+            (8, "remote_atomic"),
+            (16, "mw_bind"),
+        ];
+        let set: Vec<&str> = NAMES
+            .iter()
+            .filter(|(bit, _)| self.0 & bit != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        write!(
+            f,
+            "Access({})",
+            if set.is_empty() {
+                "none".into()
+            } else {
+                set.join("|")
+            }
+        )
     }
 }
 
@@ -127,7 +144,10 @@ impl WcStatus {
     /// After any of them the bytes may or may not have landed.
     #[inline]
     pub const fn may_be_lost_right(self) -> bool {
-        matches!(self, Self::REM_INV_REQ_ERR | Self::REM_ACCESS_ERR | Self::RETRY_EXC_ERR | Self::WR_FLUSH_ERR)
+        matches!(
+            self,
+            Self::REM_INV_REQ_ERR | Self::REM_ACCESS_ERR | Self::RETRY_EXC_ERR | Self::WR_FLUSH_ERR
+        )
     }
 }
 
@@ -472,7 +492,8 @@ impl Endpoint {
 
     /// Decodes what [`Endpoint::to_bytes`] made; `None` for another version or numbers out of range.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Option<Self> {
-        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let word =
+            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let (qp_num, psn) = (word(4), word(8));
         let reserved = bytes[1] == 0 && bytes[12..16] == [0; 4];
         (bytes[0] == 1 && reserved && qp_num < 1 << 24 && psn < 1 << 24).then(|| Self {
@@ -502,7 +523,13 @@ pub struct QpCap {
 
 impl Default for QpCap {
     fn default() -> Self {
-        Self { max_send_wr: 128, max_recv_wr: 128, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 128 }
+        Self {
+            max_send_wr: 128,
+            max_recv_wr: 128,
+            max_send_sge: 1,
+            max_recv_sge: 1,
+            max_inline_data: 128,
+        }
     }
 }
 
@@ -522,7 +549,12 @@ pub struct RtrAttr {
 impl RtrAttr {
     /// The usual attributes towards `remote`.
     pub const fn new(remote: Endpoint) -> Self {
-        Self { remote, path_mtu: Mtu::B1024, max_dest_rd_atomic: 16, min_rnr_timer: 12 }
+        Self {
+            remote,
+            path_mtu: Mtu::B1024,
+            max_dest_rd_atomic: 16,
+            min_rnr_timer: 12,
+        }
     }
 }
 
@@ -541,7 +573,12 @@ pub struct RtsAttr {
 
 impl Default for RtsAttr {
     fn default() -> Self {
-        Self { timeout: 14, retry_cnt: 6, rnr_retry: 6, max_rd_atomic: 16 }
+        Self {
+            timeout: 14,
+            retry_cnt: 6,
+            rnr_retry: 6,
+            max_rd_atomic: 16,
+        }
     }
 }
 
@@ -619,7 +656,13 @@ mod tests {
 
     #[test]
     fn endpoint_round_trips_and_rejects_what_it_does_not_know() {
-        let e = Endpoint { node: 0x1122_3344_5566_7788, qp_num: 0xab_cdef, psn: 0x12_3456, gid: [7; 16], lid: 9 };
+        let e = Endpoint {
+            node: 0x1122_3344_5566_7788,
+            qp_num: 0xab_cdef,
+            psn: 0x12_3456,
+            gid: [7; 16],
+            lid: 9,
+        };
         let bytes = e.to_bytes();
         assert_eq!(Endpoint::from_bytes(&bytes), Some(e));
         for (at, value) in [(0, 2), (1, 1), (7, 1), (11, 1), (13, 1)] {
@@ -632,7 +675,10 @@ mod tests {
     #[test]
     fn access_rules() {
         assert!(!Access::REMOTE_WRITE.is_registrable());
-        assert!(!Access(1 << 20).is_registrable(), "relaxed ordering is refused");
+        assert!(
+            !Access(1 << 20).is_registrable(),
+            "relaxed ordering is refused"
+        );
         assert!((Access::REMOTE_WRITE | Access::LOCAL_WRITE).is_registrable());
         assert!(Access::REMOTE_READ.is_registrable());
         assert_eq!(Mtu::from_code(Mtu::B4096 as u32), Some(Mtu::B4096));

@@ -8,6 +8,10 @@
 mod caps;
 mod context;
 mod error;
+pub mod rights;
+
+#[cfg(feature = "soft")]
+pub mod soft;
 
 pub use caps::{Atomicity, BackendKind, Barrier, Capabilities, Placement, RevokeCaps, RevokeMethod};
 pub use context::{

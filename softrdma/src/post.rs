@@ -1,0 +1,555 @@
+//! The posting side of a queue pair. The fast way runs a request at once, in the caller's thread, and pushes its
+//! completion: no lock, no allocation, no system call. Requests that cannot run now, and everything posted behind them,
+//! take the [slow](crate::slow) way.
+
+use std::sync::Arc;
+
+use crate::engine::{Action, Op, Outcome, Path, Piece, Placing, Source};
+use crate::error::PostError;
+use crate::fault::Fault;
+use crate::limits::{MAX_MSG, MAX_SGE};
+use crate::node::lock;
+use crate::qp::{Qp, QpShared};
+use crate::region::{Bind, Mr, Mw};
+use crate::slow::Waiting;
+use crate::sync::Ordering;
+use crate::table::{qp_row, recv_record};
+use crate::types::{
+    Access, Payload, QpState, RecvWr, SendFlags, SendOp, SendWr, Sge, WcOpcode, WcStatus,
+};
+
+/// What the posting thread keeps to itself.
+pub(crate) struct Poster {
+    epoch: u64,
+    state: QpState,
+    incarnation: u32,
+    path: Option<Arc<Path>>,
+    /// Send requests posted since the queue pair was made.
+    posted: u64,
+    /// Send requests known to be finished or forgotten.
+    floor: u64,
+    recv_posted: u64,
+    recv_floor: u64,
+}
+
+/// How a finished request is put into the ring; the polling side takes it apart.
+pub(crate) struct Record {
+    pub(crate) wr_id: u64,
+    pub(crate) status: WcStatus,
+    pub(crate) opcode: WcOpcode,
+    pub(crate) byte_len: u32,
+    pub(crate) incarnation: u32,
+    pub(crate) index: u64,
+}
+
+impl Record {
+    #[inline]
+    pub(crate) fn to_words(&self) -> [u64; 4] {
+        let what = u64::from(self.incarnation) << 32
+            | u64::from(self.opcode.0 & 0xffff) << 8
+            | u64::from(self.status.0);
+        [self.wr_id, what, u64::from(self.byte_len), self.index]
+    }
+
+    #[inline]
+    pub(crate) fn from_words([wr_id, what, byte_len, index]: [u64; 4]) -> Self {
+        Self {
+            wr_id,
+            status: WcStatus((what & 0xff) as u32),
+            opcode: WcOpcode((what >> 8 & 0xffff) as u32),
+            byte_len: byte_len as u32,
+            incarnation: (what >> 32) as u32,
+            index,
+        }
+    }
+}
+
+/// The pieces of a request, on the stack.
+pub(crate) struct Pieces<'a> {
+    pieces: [Option<Piece<'a>>; MAX_SGE],
+    count: usize,
+    len: usize,
+}
+
+impl Poster {
+    pub(crate) fn new(shared: &QpShared) -> Self {
+        let recv_posted = qp_row(shared.node.ctl.words(), shared.slot)
+            .recv_posted()
+            .load(Ordering::Relaxed);
+        Self {
+            epoch: 0,
+            state: QpState::Reset,
+            incarnation: 0,
+            path: None,
+            posted: 0,
+            floor: 0,
+            recv_posted,
+            recv_floor: recv_posted,
+        }
+    }
+
+    /// Takes over what changed since the last post.
+    #[cold]
+    fn refresh(&mut self, shared: &QpShared) {
+        let ctl = shared.lock();
+        // Read under the lock, where changes are made: no change is missed and none is seen half.
+        self.epoch = shared.epoch.load(Ordering::Acquire);
+        self.state = ctl.state;
+        self.path.clone_from(&ctl.path);
+        if ctl.incarnation != self.incarnation {
+            self.incarnation = ctl.incarnation;
+            self.floor = self.posted;
+            self.recv_floor = self.recv_posted;
+        }
+    }
+
+    #[inline]
+    fn current(&mut self, shared: &QpShared) {
+        if shared.epoch.load(Ordering::Acquire) != self.epoch {
+            self.refresh(shared);
+        }
+    }
+
+    /// Whether another send request fits.
+    #[inline]
+    fn has_room(&mut self, shared: &QpShared) -> bool {
+        let depth = u64::from(shared.cap.max_send_wr);
+        if self.posted - self.floor >= depth {
+            self.floor = self.floor.max(shared.reclaimed.load(Ordering::Acquire));
+        }
+        // The ring holds two depths: it has room for all of this incarnation unless completions that a RESET forgot have
+        // not been polled away yet.
+        self.posted - self.floor < depth && shared.ring.free() >= depth
+    }
+}
+
+impl Qp {
+    /// Posts a send request. On success it has usually been carried out already; its completion says how it ended.
+    ///
+    /// # Errors
+    /// Nothing was posted.
+    #[inline]
+    pub fn post_send(&mut self, wr: &SendWr<'_, Mr, Mw>) -> Result<(), PostError> {
+        let shared = &self.control.0;
+        let poster = &mut self.poster;
+        poster.current(shared);
+        if !matches!(poster.state, QpState::Rts | QpState::Err) {
+            return Err(PostError::WrongState {
+                qp_num: shared.qp_num,
+                state: poster.state,
+            });
+        }
+        check_send(shared, wr)?;
+        if !poster.has_room(shared) {
+            return Err(PostError::QueueFull {
+                qp_num: shared.qp_num,
+                depth: shared.cap.max_send_wr,
+            });
+        }
+        let index = poster.posted;
+        poster.posted += 1;
+        if shared.is_slow.load(Ordering::Relaxed) && !self.back_to_fast() {
+            self.wait(wr, index, 0);
+            return Ok(());
+        }
+        self.run_now(wr, index);
+        Ok(())
+    }
+
+    /// Posts several send requests.
+    ///
+    /// # Errors
+    /// How many were posted before the one that was refused, and why it was.
+    pub fn post_send_list(&mut self, wrs: &[SendWr<'_, Mr, Mw>]) -> Result<(), (usize, PostError)> {
+        wrs.iter()
+            .enumerate()
+            .try_for_each(|(i, wr)| self.post_send(wr).map_err(|e| (i, e)))
+    }
+
+    /// Posts a receive request.
+    ///
+    /// # Errors
+    /// Nothing was posted.
+    pub fn post_recv(&mut self, wr: &RecvWr<'_, Mr>) -> Result<(), PostError> {
+        let shared = &self.control.0;
+        let poster = &mut self.poster;
+        poster.current(shared);
+        if poster.state == QpState::Reset {
+            return Err(PostError::WrongState {
+                qp_num: shared.qp_num,
+                state: poster.state,
+            });
+        }
+        let limit = shared.cap.max_recv_sge as usize;
+        if wr.local.len() > limit {
+            return Err(PostError::TooManySges {
+                count: wr.local.len(),
+                limit,
+            });
+        }
+        let depth = shared.cap.max_recv_wr;
+        if poster.recv_posted - poster.recv_floor >= u64::from(depth) {
+            poster.recv_floor = poster
+                .recv_floor
+                .max(shared.recv_delivered.load(Ordering::Acquire));
+            if poster.recv_posted - poster.recv_floor >= u64::from(depth) {
+                return Err(PostError::QueueFull {
+                    qp_num: shared.qp_num,
+                    depth,
+                });
+            }
+        }
+        let (addr, len_key) = match wr.local {
+            [] => (0, 0),
+            // A piece outside its region gets a length that no check of the responder passes.
+            [sge, ..] => (
+                sge.mr.addr().wrapping_add(sge.offset as u64),
+                sge.len.min(MAX_MSG) as u64 | u64::from(sge.mr.key()) << 32,
+            ),
+        };
+        let words = shared.node.ctl.words();
+        let [addr_word, len_word, ..] = recv_record(words, shared.slot, poster.recv_posted);
+        addr_word.store(addr, Ordering::Relaxed);
+        len_word.store(len_key, Ordering::Relaxed);
+        shared.recv_ids[poster.recv_posted as usize % shared.recv_ids.len()]
+            .store(wr.wr_id, Ordering::Relaxed);
+        poster.recv_posted += 1;
+        qp_row(words, shared.slot)
+            .recv_posted()
+            .store(poster.recv_posted, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes `fault` happen to the next send request that is posted.
+    pub fn inject(&mut self, fault: Fault) {
+        let shared = &self.control.0;
+        lock(&shared.slow).inject(fault);
+        shared.is_slow.store(true, Ordering::Release);
+    }
+
+    /// The fast way.
+    #[inline]
+    fn run_now(&mut self, wr: &SendWr<'_, Mr, Mw>, index: u64) {
+        let shared = &self.control.0;
+        let record = |status, byte_len| Record {
+            wr_id: wr.wr_id,
+            status,
+            opcode: opcode(&wr.op),
+            byte_len,
+            incarnation: self.poster.incarnation,
+            index,
+        };
+        let path = match (&self.poster.path, self.poster.state) {
+            (Some(path), QpState::Rts) => path,
+            _ => {
+                return shared
+                    .ring
+                    .push(record(WcStatus::WR_FLUSH_ERR, 0).to_words());
+            }
+        };
+        let mut done = 0;
+        let outcome = with_op(shared, &wr.op, |op| match op {
+            Ok(op) => path.run(shared, &op, &mut done, &mut Placing::default()),
+            Err(status) => Outcome::Failed(status),
+        });
+        match outcome {
+            Outcome::Done { byte_len } => {
+                if wr.flags.contains(SendFlags::SIGNALED) {
+                    shared
+                        .ring
+                        .push(record(WcStatus::SUCCESS, byte_len).to_words());
+                }
+            }
+            Outcome::Failed(status) => {
+                shared.ring.push(record(status, 0).to_words());
+                shared.fail(self.poster.incarnation);
+            }
+            Outcome::NotReady | Outcome::NoReceive { .. } | Outcome::Paused => {
+                self.wait(wr, index, done)
+            }
+        }
+    }
+
+    /// Puts a request behind the others that wait.
+    #[cold]
+    fn wait(&mut self, wr: &SendWr<'_, Mr, Mw>, index: u64, done: usize) {
+        let shared = &self.control.0;
+        let mut slow = lock(&shared.slow);
+        shared.is_slow.store(true, Ordering::Release);
+        slow.add(
+            wr,
+            Waiting {
+                wr_id: wr.wr_id,
+                flags: wr.flags,
+                index,
+                incarnation: self.poster.incarnation,
+                done,
+            },
+        );
+        slow.progress(shared);
+    }
+
+    /// Lets what waits go on; says whether nothing waits any more, so that the fast way is free again.
+    #[cold]
+    fn back_to_fast(&mut self) -> bool {
+        let shared = &self.control.0;
+        let mut slow = lock(&shared.slow);
+        slow.progress(shared);
+        let free = slow.is_idle();
+        if free {
+            shared.is_slow.store(false, Ordering::Release);
+        }
+        free
+    }
+}
+
+pub(crate) fn opcode<M, W>(op: &SendOp<'_, M, W>) -> WcOpcode {
+    match op {
+        SendOp::Write { .. } => WcOpcode::RDMA_WRITE,
+        SendOp::Read { .. } => WcOpcode::RDMA_READ,
+        SendOp::Send { .. } => WcOpcode::SEND,
+        SendOp::CompareSwap { .. } => WcOpcode::COMP_SWAP,
+        SendOp::FetchAdd { .. } => WcOpcode::FETCH_ADD,
+        SendOp::BindMw { .. } => WcOpcode::BIND_MW,
+        SendOp::LocalInv { .. } => WcOpcode::LOCAL_INV,
+    }
+}
+
+/// The limits of the queue pair: what libibverbs answers with EINVAL.
+#[inline]
+fn check_send(shared: &QpShared, wr: &SendWr<'_, Mr, Mw>) -> Result<(), PostError> {
+    let (payload, sges): (Option<&[u8]>, &[Sge<'_, Mr>]) = match &wr.op {
+        SendOp::Write {
+            payload: Payload::Inline(bytes),
+            ..
+        }
+        | SendOp::Send {
+            payload: Payload::Inline(bytes),
+            ..
+        } => (Some(bytes), &[]),
+        SendOp::Write {
+            payload: Payload::Regions(sges),
+            ..
+        }
+        | SendOp::Send {
+            payload: Payload::Regions(sges),
+            ..
+        } => (None, sges),
+        SendOp::Read { local, .. } => (None, local),
+        SendOp::CompareSwap { local, .. } | SendOp::FetchAdd { local, .. } => {
+            if local.len != 8 {
+                return Err(PostError::Invalid {
+                    what: "an atomic takes 8 bytes",
+                    errno: libc::EINVAL,
+                });
+            }
+            return Ok(());
+        }
+        SendOp::BindMw { .. } | SendOp::LocalInv { .. } => return Ok(()),
+    };
+    let limit = shared.cap.max_inline_data as usize;
+    if let Some(bytes) = payload
+        && bytes.len() > limit
+    {
+        return Err(PostError::InlineTooLong {
+            len: bytes.len(),
+            limit,
+        });
+    }
+    let limit = shared.cap.max_send_sge as usize;
+    if sges.len() > limit {
+        return Err(PostError::TooManySges {
+            count: sges.len(),
+            limit,
+        });
+    }
+    let len = sges
+        .iter()
+        .fold(0usize, |sum, sge| sum.saturating_add(sge.len));
+    if len > MAX_MSG {
+        return Err(PostError::TooLong {
+            len,
+            limit: MAX_MSG,
+        });
+    }
+    Ok(())
+}
+
+impl<'a> Pieces<'a> {
+    /// Checks the pieces of a request: own context and domain, valid, inside their region, with the right `need`.
+    #[inline]
+    pub(crate) fn check(
+        shared: &QpShared,
+        sges: impl Iterator<Item = Piece<'a>>,
+        need: Access,
+    ) -> Result<Self, WcStatus> {
+        let mut out = Self {
+            pieces: [None; MAX_SGE],
+            count: 0,
+            len: 0,
+        };
+        for piece in sges {
+            let reg = piece.reg;
+            let inside = piece
+                .at
+                .checked_add(piece.len)
+                .is_some_and(|end| end <= reg.len);
+            let own = reg.pd == shared.pd && reg.node.id == shared.node.id && reg.is_valid();
+            if !(inside && own && reg.access().contains(need)) {
+                return Err(WcStatus::LOC_PROT_ERR);
+            }
+            out.pieces[out.count] = Some(Piece {
+                at: reg.start + piece.at,
+                ..piece
+            });
+            out.count += 1;
+            out.len += piece.len;
+        }
+        Ok(out)
+    }
+
+    /// Runs `f` on the pieces as a slice.
+    #[inline]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&[Piece<'a>], usize) -> R) -> R {
+        match self.pieces {
+            [None, ..] => f(&[], 0),
+            [Some(one), None, ..] => f(&[one], self.len),
+            [Some(first), ..] => {
+                let all = self.pieces.map(|piece| piece.unwrap_or(first));
+                f(&all[..self.count], self.len)
+            }
+        }
+    }
+}
+
+#[inline]
+fn pieces<'a>(sges: &'a [Sge<'a, Mr>]) -> impl Iterator<Item = Piece<'a>> {
+    sges.iter().map(|sge| Piece {
+        reg: &sge.mr.0,
+        at: sge.offset,
+        len: sge.len,
+    })
+}
+
+/// Turns a request into what the responder core runs, or says what is wrong with its local side.
+#[inline]
+fn with_op<R>(
+    shared: &QpShared,
+    op: &SendOp<'_, Mr, Mw>,
+    f: impl FnOnce(Result<Op<'_>, WcStatus>) -> R,
+) -> R {
+    match *op {
+        SendOp::Write {
+            payload: Payload::Inline(bytes),
+            remote,
+            imm,
+        } => f(Ok(Op::Write {
+            src: Source::Bytes(bytes),
+            len: bytes.len(),
+            remote,
+            imm,
+        })),
+        SendOp::Write {
+            payload: Payload::Regions(sges),
+            remote,
+            imm,
+        } => match Pieces::check(shared, pieces(sges), Access::NONE) {
+            Ok(p) => p.with(|p, len| {
+                f(Ok(Op::Write {
+                    src: Source::Pieces(p),
+                    len,
+                    remote,
+                    imm,
+                }))
+            }),
+            Err(status) => f(Err(status)),
+        },
+        SendOp::Send {
+            payload: Payload::Inline(bytes),
+            imm,
+        } => f(Ok(Op::Send {
+            src: Source::Bytes(bytes),
+            len: bytes.len(),
+            imm,
+        })),
+        SendOp::Send {
+            payload: Payload::Regions(sges),
+            imm,
+        } => match Pieces::check(shared, pieces(sges), Access::NONE) {
+            Ok(p) => p.with(|p, len| {
+                f(Ok(Op::Send {
+                    src: Source::Pieces(p),
+                    len,
+                    imm,
+                }))
+            }),
+            Err(status) => f(Err(status)),
+        },
+        SendOp::Read { local, remote } => {
+            match Pieces::check(shared, pieces(local), Access::LOCAL_WRITE) {
+                Ok(p) => p.with(|p, len| {
+                    f(Ok(Op::Read {
+                        dst: p,
+                        len,
+                        remote,
+                    }))
+                }),
+                Err(status) => f(Err(status)),
+            }
+        }
+        SendOp::CompareSwap {
+            local,
+            remote,
+            compare,
+            swap,
+        } => atomic(
+            shared,
+            local,
+            |local| Op::Atomic {
+                local,
+                remote,
+                action: Action::CompareSwap { compare, swap },
+            },
+            f,
+        ),
+        SendOp::FetchAdd { local, remote, add } => atomic(
+            shared,
+            local,
+            |local| Op::Atomic {
+                local,
+                remote,
+                action: Action::FetchAdd(add),
+            },
+            f,
+        ),
+        SendOp::BindMw {
+            mw,
+            rkey,
+            mr,
+            offset,
+            len,
+            access,
+        } => f(Ok(Op::Bind(&Bind {
+            window: Arc::clone(&mw.0),
+            region: Arc::clone(&mr.0),
+            rkey,
+            offset,
+            len,
+            access,
+        }))),
+        SendOp::LocalInv { rkey } => f(Ok(Op::Invalidate(rkey))),
+    }
+}
+
+#[inline]
+fn atomic<'a, R>(
+    shared: &QpShared,
+    local: Sge<'a, Mr>,
+    op: impl FnOnce(Piece<'_>) -> Op<'_>,
+    f: impl FnOnce(Result<Op<'_>, WcStatus>) -> R,
+) -> R {
+    match Pieces::check(shared, pieces(&[local]), Access::LOCAL_WRITE) {
+        Ok(p) => p.with(|p, _| f(Ok(op(p[0])))),
+        Err(status) => f(Err(status)),
+    }
+}
