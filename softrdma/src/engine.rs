@@ -283,7 +283,8 @@ impl Path {
         let permission = Permission::load(row.permission());
         let ready = matches!(permission.state, QpState::Rtr | QpState::Rts)
             && row.peer_node().load(Ordering::Relaxed) == self.me
-            && row.numbers().load(Ordering::Relaxed) == self.numbers;
+            && row.numbers().load(Ordering::Relaxed) == self.numbers
+            && row.lane().load(Ordering::Relaxed) == self.view.lane_id;
         if !ready {
             return Err(Stop::NotReady);
         }
@@ -370,6 +371,7 @@ impl Path {
                 };
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_WRITE)?;
+                    self.lane().mark(memory.id(), at + from, n, true);
                     self.place(src, from, n, (memory, at + from), how)?;
                 }
                 if let Some(index) = receive {
@@ -443,6 +445,7 @@ impl Path {
             let step = self.chunk(Access::REMOTE_READ, |p| {
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_READ)?;
+                    self.lane().mark(memory.id(), at + from, n, false);
                     for_each_piece(dst, from, n, |piece, skip, part, n| {
                         let target = piece.reg.memory.words();
                         copy::words_to_words(
@@ -540,6 +543,7 @@ impl Path {
         };
         match self.translate(p, place, len, Access::LOCAL_WRITE) {
             Ok((memory, at)) => {
+                self.lane().mark(memory.id(), at + from, n, true);
                 src.place(from, n, memory.words(), at + from);
                 Ok(())
             }
@@ -576,6 +580,7 @@ impl Path {
                 return Err(Stop::Nak(Nak::InvalidRequest, p.generation));
             }
             let (memory, at) = self.translate(p, remote, 8, Access::REMOTE_ATOMIC)?;
+            self.lane().mark(memory.id(), at, 8, true);
             let word = &memory.words()[at / 8];
             old = match action {
                 Action::FetchAdd(add) => word.fetch_add(add, Ordering::SeqCst),

@@ -1,7 +1,6 @@
 //! Contexts of one process: their segments are ordinary memory that all threads share.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool as StdBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -89,6 +88,7 @@ impl Ways for Inner {
             target,
             ctl: node.ctl.clone(),
             lane: lane.memory.clone(),
+            lane_id: lane.id,
             memories: Arc::clone(&node.memories),
             gone: Arc::clone(&node.gone),
             fabric,
@@ -105,12 +105,7 @@ impl Ways for Inner {
         };
         me.lane(peer, || {
             let memory = Memory::new(Map::anonymous(LANE_BYTES)?, 0, 0);
-            Ok(Lane {
-                peer,
-                memory,
-                peer_gone,
-                fenced: StdBool::new(false),
-            })
+            Ok(Lane::new(memory, peer_gone))
         })
     }
 
@@ -118,7 +113,7 @@ impl Ways for Inner {
         // The table is shared: what is not in it does not exist.
     }
 
-    fn stalled(&self, lane: &Lane, waited: Duration) -> Stalled {
+    fn stalled(&self, lane: &Lane, _: usize, waited: Duration) -> Stalled {
         if lane.peer_gone.load(Ordering::Acquire) {
             return Stalled::Over;
         }

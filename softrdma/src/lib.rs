@@ -16,6 +16,8 @@ mod post;
 mod qp;
 mod region;
 pub mod ring;
+#[cfg(not(any(loom, miri)))]
+pub mod shm;
 mod slow;
 pub mod sync;
 mod table;

@@ -136,26 +136,34 @@ mod os {
             Ok(Self::finish(base, len.get(), PAGE))
         }
 
-        /// The whole pages of a memory file, shared with whoever maps it too. `touch` fills the pages in at once.
+        /// The whole of a memory file, shared with whoever maps it too, its pages filled in.
         pub(crate) fn shared(
             fd: impl AsFd,
             len: NonZero<usize>,
+            page_bytes: usize,
             write: bool,
-            touch: bool,
         ) -> Result<Self, Errno> {
-            assert!(len.get().is_multiple_of(PAGE));
             let mut prot = ProtFlags::PROT_READ;
             if write {
                 prot |= ProtFlags::PROT_WRITE;
             }
-            let mut flags = MapFlags::MAP_SHARED;
-            if touch {
-                flags |= MapFlags::MAP_POPULATE;
-            }
+            let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
             // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. The file is sealed
-            // against shrinking by its maker and that is checked by the receiver (`shm`), so no page ever vanishes.
+            // against shrinking by its maker, which the receiver checks (`shm::segment`), so no page ever vanishes.
             let base = unsafe { mmap(None, len, prot, flags, fd, 0) }?;
-            Ok(Self::finish(base, len.get(), PAGE))
+            Ok(Self::finish(base, len.get(), page_bytes))
+        }
+
+        /// Puts private zeroed pages in the place of these: from now on nothing stored here reaches anybody else. The
+        /// words stay valid memory.
+        pub(crate) fn detach(&self) -> Result<(), Errno> {
+            let len = NonZero::new(self.words * WORD).expect("a mapping is not empty");
+            let addr = NonZero::new(self.base.addr().get()).expect("a mapping is not at zero");
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+            // SAFETY: the range is exactly this mapping, which `self` owns; replacing its pages by others keeps every
+            // `&[Word]` to it valid, and its contents were never stable, since peers store into it.
+            unsafe { mmap_anonymous(Some(addr), len, prot, flags) }.map(drop)
         }
 
         /// Takes over a fresh mapping: no inheritance by a child, locked if allowed.

@@ -49,6 +49,12 @@ impl Memory {
         self.0.id
     }
 
+    /// Puts private zeroed pages in the place of these; see [`Map::detach`].
+    #[cfg(not(any(loom, miri)))]
+    pub(crate) fn detach(&self) -> Result<(), nix::errno::Errno> {
+        self.0.map.detach()
+    }
+
     /// The words.
     #[inline]
     pub fn words(&self) -> &[Word] {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool as StdBool;
+use std::sync::atomic::{AtomicBool as StdBool, AtomicU64 as StdU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -48,9 +48,9 @@ pub(crate) trait Fabric: Send + Sync {
     fn lane(&self, me: &NodeShared, peer: u64) -> Result<Arc<Lane>, Error>;
     /// Called when a request names memory that `view` has not: takes in announcements that have already been sent.
     fn catch_up(&self, view: &View);
-    /// Waits for or fences the writer behind `lane`, which is in the middle of a copy. Called again and again while it
-    /// is, with how long it was so.
-    fn stalled(&self, lane: &Lane, waited: Duration) -> Stalled;
+    /// Waits for or fences the writer behind row `slot` of `lane`, which is in the middle of a copy. Called again and
+    /// again while it is, with how long it was so.
+    fn stalled(&self, lane: &Lane, slot: usize, waited: Duration) -> Stalled;
     /// Makes writes visible that the initiator already completed (late visibility of the placement modes).
     fn settle(&self, initiator: u64, qp_num: u32);
     /// `me` is going away.
@@ -79,6 +79,14 @@ impl MemoryTable {
     pub(crate) fn get(&self, id: u32) -> Option<&Memory> {
         self.0.get(id as usize)?.get()
     }
+    /// Those there are.
+    #[cfg_attr(
+        any(loom, miri),
+        expect(dead_code, reason = "the shared-memory backend is not built there")
+    )]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Memory> {
+        self.0.iter().filter_map(OnceLock::get)
+    }
     /// Fills slot `id`; says whether it was free.
     pub(crate) fn set(&self, id: u32, memory: Memory) -> bool {
         self.0
@@ -92,6 +100,8 @@ pub(crate) struct View {
     pub(crate) target: u64,
     pub(crate) ctl: Memory,
     pub(crate) lane: Memory,
+    /// The lane's number, which the target's queue pair must name.
+    pub(crate) lane_id: u64,
     pub(crate) memories: Arc<MemoryTable>,
     /// The target is dead, or this view was fenced: nothing done through it counts any more.
     pub(crate) gone: Arc<StdBool>,
@@ -101,12 +111,33 @@ pub(crate) struct View {
 
 /// What a target holds of an initiator: the words that one writes.
 pub(crate) struct Lane {
-    pub(crate) peer: u64,
+    /// Its number, unique in the target's process.
+    pub(crate) id: u64,
     pub(crate) memory: Memory,
     /// The initiator is dead: it stores nothing any more.
     pub(crate) peer_gone: Arc<StdBool>,
     /// The initiator was fenced in mid-copy: this lane is never granted anything again.
     pub(crate) fenced: StdBool,
+    /// The initiator has it. Each connection of a peer gets a lane that nobody had before.
+    pub(crate) handed_over: StdBool,
+}
+
+impl Lane {
+    pub(crate) fn new(memory: Memory, peer_gone: Arc<StdBool>) -> Self {
+        static NEXT: StdU64 = StdU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            memory,
+            peer_gone,
+            fenced: StdBool::new(false),
+            handed_over: StdBool::new(false),
+        }
+    }
+
+    /// Whether a new connection may be made over it.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.fenced.load(Ordering::Acquire) && !self.peer_gone.load(Ordering::Acquire)
+    }
 }
 
 /// An opened software device (`struct ibv_context`). Cheap to clone; its objects keep it open.
@@ -275,11 +306,34 @@ impl NodeShared {
     ) -> Result<Arc<Lane>, Error> {
         let mut lanes = lock(&self.lanes);
         if let Some(lane) = lanes.get(&peer) {
-            if !lane.fenced.load(Ordering::Acquire) && !lane.peer_gone.load(Ordering::Acquire) {
+            if lane.is_usable() {
                 return Ok(Arc::clone(lane));
             }
         }
         let lane = Arc::new(make()?);
+        lanes.insert(peer, Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    /// A lane for `peer` that nobody has been handed yet; from now on this peer has it.
+    #[cfg_attr(
+        any(loom, miri),
+        expect(dead_code, reason = "the shared-memory backend is not built there")
+    )]
+    pub(crate) fn fresh_lane(
+        &self,
+        peer: u64,
+        make: impl FnOnce() -> Result<Lane, Error>,
+    ) -> Result<Arc<Lane>, Error> {
+        let mut lanes = lock(&self.lanes);
+        if let Some(lane) = lanes.get(&peer)
+            && lane.is_usable()
+            && !lane.handed_over.swap(true, Ordering::AcqRel)
+        {
+            return Ok(Arc::clone(lane));
+        }
+        let lane = Arc::new(make()?);
+        lane.handed_over.store(true, Ordering::Release);
         lanes.insert(peer, Arc::clone(&lane));
         Ok(lane)
     }

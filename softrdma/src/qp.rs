@@ -301,6 +301,8 @@ impl QpShared {
         self.refuse_fenced(ctl)?;
         let row = qp_row(self.node.ctl.words(), self.slot);
         row.peer_node().store(remote.node, Ordering::Relaxed);
+        let lane_id = ctl.lane.as_ref().map_or(0, |lane| lane.id);
+        row.lane().store(lane_id, Ordering::Relaxed);
         row.numbers().store(
             u64::from(self.qp_num) << 32 | u64::from(remote.qp_num),
             Ordering::Relaxed,
@@ -393,7 +395,7 @@ impl QpShared {
         let mut wait = Wait::default();
         let stalled = gate::quiesce(
             lane_row(lane.memory.words(), self.slot).seq(),
-            || match wait.step(|waited| self.node.fabric.stalled(lane, waited)) {
+            || match wait.step(|waited| self.node.fabric.stalled(lane, self.slot, waited)) {
                 Stalled::Wait => None,
                 other => Some(other),
             },

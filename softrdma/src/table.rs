@@ -111,6 +111,11 @@ impl<'a> QpRow<'a> {
     pub(crate) fn domain(self) -> &'a Word {
         &self.0[5]
     }
+    /// The lane whose sequence word gates it: a peer that holds another one is not let in.
+    #[inline]
+    pub(crate) fn lane(self) -> &'a Word {
+        &self.0[6]
+    }
 }
 
 /// A region's row in its owner's control segment.
@@ -170,6 +175,44 @@ impl<'a> LaneRow<'a> {
     pub(crate) fn recv_done(self) -> &'a Word {
         &self.0[2]
     }
+
+    /// Says which bytes the copy under way touches, so that a writer that stops in the middle can be fenced by protecting
+    /// just those pages. Called inside the gate, before the first store of the copy.
+    #[inline]
+    pub(crate) fn mark(self, memory: u32, at: usize, len: usize, stores: bool) {
+        self.0[4].store(
+            u64::from(memory) << 32 | (len as u64) << 1 | u64::from(stores),
+            Ordering::Relaxed,
+        );
+        self.0[5].store(at as u64, Ordering::Relaxed);
+        self.0[3].store(self.seq().load(Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// What the copy under way touches, if the writer has said so for this value of its sequence word.
+    pub(crate) fn marked(self) -> Option<Mark> {
+        let seq = self.seq().load(Ordering::Acquire);
+        let tag = self.0[3].load(Ordering::Acquire);
+        let (what, at) = (
+            self.0[4].load(Ordering::Relaxed),
+            self.0[5].load(Ordering::Relaxed),
+        );
+        (tag == seq && seq & 1 == 1).then_some(Mark {
+            memory: (what >> 32) as u32,
+            at: at as usize,
+            len: (what as u32 >> 1) as usize,
+            stores: what & 1 == 1,
+        })
+    }
+}
+
+/// The bytes that a copy under way touches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mark {
+    pub(crate) memory: u32,
+    pub(crate) at: usize,
+    pub(crate) len: usize,
+    /// Whether it stores into them; a READ does not.
+    pub(crate) stores: bool,
 }
 
 /// The permission word of a queue pair, taken apart.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use mu_softrdma::{Control, Cq, Fabric, Memory, Mr, Mw, Node, Pd, Qp, limits};
 
 use crate::{
-    Access, AsyncEvent, Atomicity, BackendKind, Barrier, Capabilities, Completion, CompletionQueue, Context, Endpoint,
-    Error, MemoryRegion, MemoryWindow, Modify, Mtu, Placement, PostError, QpCap, QpControl, QpState, QueuePair, RecvWr,
-    RevokeCaps, Wr,
+    Access, AsyncEvent, Atomicity, BackendKind, Barrier, Capabilities, Completion, CompletionQueue,
+    Context, Endpoint, Error, MemoryRegion, MemoryWindow, Modify, Mtu, Placement, PostError, QpCap,
+    QpControl, QpState, QueuePair, RecvWr, RevokeCaps, Wr,
 };
 
 /// An opened software device.
@@ -26,13 +26,39 @@ impl Soft {
     /// # Errors
     /// No memory.
     pub fn inproc(fabric: &Fabric) -> Result<Self, Error> {
-        Ok(Self::over(fabric.open()?, BackendKind::Inproc, Placement::WholeMessage))
+        Ok(Self::over(
+            fabric.open()?,
+            BackendKind::Inproc,
+            Placement::WholeMessage,
+        ))
+    }
+
+    /// A context for the processes of this host.
+    ///
+    /// # Errors
+    /// No memory, or what [`mu_softrdma::shm::open`] says.
+    #[cfg(not(any(loom, miri)))]
+    pub fn shm(options: &mu_softrdma::shm::Options) -> Result<Self, Error> {
+        let soft = Self::over(
+            mu_softrdma::shm::open(options)?,
+            BackendKind::Shm,
+            Placement::WholeMessage,
+        );
+        let mut caps = Capabilities::clone(&soft.caps);
+        caps.bounded_revoke = mu_softrdma::shm::can_fence().is_ok();
+        Ok(Self {
+            caps: Arc::new(caps),
+            ..soft
+        })
     }
 
     /// A context over a node that was opened with its own options (placement orders for tests). `placement` is what it
     /// promises.
     pub fn over(node: Node, backend: BackendKind, placement: Placement) -> Self {
-        Self { node, caps: Arc::new(capabilities(backend, placement)) }
+        Self {
+            node,
+            caps: Arc::new(capabilities(backend, placement)),
+        }
     }
 
     /// The context of the software layer, for what verbs do not have: faults and crashes.
@@ -67,7 +93,7 @@ fn capabilities(backend: BackendKind, placement: Placement) -> Capabilities {
         rereg_mr: true,
         memory_windows: true,
         // A thread of this process can be preempted in mid-copy for as long as the scheduler likes.
-        bounded_revoke: backend == BackendKind::Shm,
+        bounded_revoke: false,
         target_cpu_free: true,
         hostile_safe: false,
     }
@@ -90,7 +116,13 @@ impl Context for Soft {
     fn alloc_pd(&self) -> Result<Pd, Error> {
         Ok(self.node.alloc_pd())
     }
-    fn reg_mr(&self, pd: &Pd, memory: &Memory, range: Range<usize>, access: Access) -> Result<Mr, Error> {
+    fn reg_mr(
+        &self,
+        pd: &Pd,
+        memory: &Memory,
+        range: Range<usize>,
+        access: Access,
+    ) -> Result<Mr, Error> {
         Ok(self.node.reg_mr(pd, memory, range, access)?)
     }
     fn alloc_mw(&self, pd: &Pd) -> Result<Mw, Error> {

@@ -1,0 +1,729 @@
+//! Attaching, announcing, watching and fencing: the control side of the shared-memory backend. None of it is on the way of
+//! a request, except for the first one to memory that was announced after attaching.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool as StdBool;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
+    listen, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::Options;
+use super::raw::{self, Received};
+use super::raw_uffd::Uffd;
+use super::segment::{self, Writers};
+use super::wire::Message;
+use crate::error::Error;
+use crate::fault::Placement;
+use crate::limits::MAX_MEMORIES;
+use crate::map::{Map, PAGE};
+use crate::memory::Memory;
+use crate::node::{Fabric, Lane, MemoryTable, Node, NodeShared, Stalled, View, lock, random};
+use crate::sync::{Ordering, spin_hint, yield_now};
+use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, lane_row};
+
+/// Connections that have not said who they are yet.
+const MAX_GREETING: usize = 64;
+/// Pure spinning before a revocation gives its core away: a chunk takes well under a microsecond.
+const SPIN: Duration = Duration::from_micros(5);
+
+pub(super) fn open(options: &Options) -> Result<Node, Error> {
+    if options.placement == Placement::Late {
+        let what = "late visibility is for contexts of one process".into();
+        return Err(Error::Invalid {
+            verb: "ibv_open_device",
+            what,
+        });
+    }
+    let id = random()?;
+    let (ctl_file, ctl) = segment::make(CTL_BYTES, Writers::Owner)?;
+    let system = |call| {
+        move |source| Error::System {
+            verb: "ibv_open_device",
+            call,
+            source,
+            hint: "",
+        }
+    };
+    let kind = (AddressFamily::Unix, SockType::SeqPacket);
+    let listener = socket(
+        kind.0,
+        kind.1,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )
+    .map_err(system("socket"))?;
+    bind(listener.as_raw_fd(), &address(id).map_err(system("bind"))?).map_err(system("bind"))?;
+    listen(&listener, Backlog::MAXCONN).map_err(system("listen"))?;
+    let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(system("eventfd"))?;
+    let shm = Arc::new(Shm {
+        id,
+        options: options.clone(),
+        listener,
+        wake,
+        stop: StdBool::new(false),
+        ctl_file,
+        node: OnceLock::new(),
+        files: Mutex::default(),
+        lane_files: Mutex::default(),
+        greeting: Mutex::default(),
+        inbound: Mutex::default(),
+        outbound: Mutex::default(),
+        attaching: Mutex::default(),
+    });
+    let node = Node::new(
+        id,
+        Memory::new(ctl, 0, 0),
+        Arc::clone(&shm) as _,
+        options.placement,
+    );
+    let _ = shm.node.set(Arc::downgrade(&node.0));
+    std::thread::Builder::new()
+        .name("mu-shm-watch".into())
+        .spawn(move || shm.watch())
+        .map_err(|e| Error::System {
+            verb: "ibv_open_device",
+            call: "clone",
+            source: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+            hint: " (too many threads: see ulimit -u)",
+        })?;
+    Ok(node)
+}
+
+/// The socket of a context, in the abstract name space of the network namespace.
+fn address(node: u64) -> Result<UnixAddr, Errno> {
+    UnixAddr::new_abstract(format!("mu-shm-{node:016x}").as_bytes())
+}
+
+struct Shm {
+    id: u64,
+    options: Options,
+    listener: OwnedFd,
+    wake: EventFd,
+    stop: StdBool,
+    ctl_file: OwnedFd,
+    node: OnceLock<Weak<NodeShared>>,
+    /// Own memories: their files, by address until they have a number. Held while announcements are sent, so that a peer
+    /// that connects meanwhile misses none and gets none twice.
+    files: Mutex<Vec<File>>,
+    /// Files of lanes that nobody has yet, by lane.
+    lane_files: Mutex<HashMap<u64, OwnedFd>>,
+    greeting: Mutex<Vec<Arc<OwnedFd>>>,
+    inbound: Mutex<Vec<Arc<Inbound>>>,
+    outbound: Mutex<Vec<Arc<Outbound>>>,
+    /// One attachment at a time, so that two queue pairs do not make two views.
+    attaching: Mutex<()>,
+}
+
+struct File {
+    addr: u64,
+    bytes: u64,
+    page_bytes: u64,
+    id: Option<u32>,
+    fd: OwnedFd,
+}
+
+/// A peer that may write to this context.
+struct Inbound {
+    socket: OwnedFd,
+    pidfd: OwnedFd,
+    lane: Arc<Lane>,
+    state: Mutex<InboundState>,
+}
+
+#[derive(Default)]
+struct InboundState {
+    uffd: Option<Uffd>,
+    /// Where it mapped which memory: number, address, bytes.
+    mapped: Vec<(u32, u64, u64)>,
+    closed: bool,
+}
+
+/// A peer that this context may write to.
+struct Outbound {
+    view: Arc<View>,
+    socket: OwnedFd,
+    pidfd: OwnedFd,
+    uffd: Option<Uffd>,
+    /// Held while messages are taken in.
+    input: Mutex<()>,
+}
+
+impl Fabric for Shm {
+    fn alloc(&self, bytes: usize) -> Result<Map, Error> {
+        let (fd, map) = segment::make(bytes, Writers::Peers)?;
+        lock(&self.files).push(File {
+            addr: map.words().as_ptr().addr() as u64,
+            bytes: size_of_val(map.words()) as u64,
+            page_bytes: map.info().page_bytes as u64,
+            id: None,
+            fd,
+        });
+        Ok(map)
+    }
+
+    fn announce(&self, _: &NodeShared, memory: &Memory) {
+        let mut files = lock(&self.files);
+        let addr = memory.words().as_ptr().addr() as u64;
+        let Some(file) = files
+            .iter_mut()
+            .find(|file| file.addr == addr && file.id.is_none())
+        else {
+            return;
+        };
+        file.id = Some(memory.id());
+        for peer in lock(&self.inbound).iter() {
+            peer.announce(file);
+        }
+    }
+
+    fn attach(&self, me: &Arc<NodeShared>, target: u64) -> Result<Arc<View>, Error> {
+        let _one = lock(&self.attaching);
+        if let Some(view) = lock(&me.views).get(&target)
+            && !view.gone.load(Ordering::Acquire)
+        {
+            return Ok(Arc::clone(view));
+        }
+        let fabric = Arc::downgrade(&me.fabric);
+        let outbound = Arc::new(self.connect(target, fabric)?);
+        let view = Arc::clone(&outbound.view);
+        lock(&self.outbound).push(outbound);
+        lock(&me.views).insert(target, Arc::clone(&view));
+        self.wake_watcher();
+        Ok(view)
+    }
+
+    fn lane(&self, me: &NodeShared, peer: u64) -> Result<Arc<Lane>, Error> {
+        me.lane(peer, || self.make_lane())
+    }
+
+    fn catch_up(&self, view: &View) {
+        let found = lock(&self.outbound)
+            .iter()
+            .find(|o| std::ptr::eq(Arc::as_ptr(&o.view), view))
+            .cloned();
+        if let Some(outbound) = found {
+            outbound.drain();
+        }
+    }
+
+    fn stalled(&self, lane: &Lane, slot: usize, waited: Duration) -> Stalled {
+        if lane.peer_gone.load(Ordering::Acquire) || lane.fenced.load(Ordering::Acquire) {
+            return Stalled::Over;
+        }
+        if waited < SPIN {
+            spin_hint();
+            return Stalled::Wait;
+        }
+        // The writer may wait for this very core.
+        yield_now();
+        if waited < self.options.stall() {
+            return Stalled::Wait;
+        }
+        let found = lock(&self.inbound)
+            .iter()
+            .find(|i| std::ptr::eq(Arc::as_ptr(&i.lane), lane))
+            .cloned();
+        match found {
+            Some(inbound) => match self.fence(&inbound, slot) {
+                Stalled::Wait if waited >= self.options.give_up() => Stalled::GiveUp,
+                other => other,
+            },
+            // The watcher takes a dead peer off the list after it has marked its lane. Otherwise nobody has this lane, so
+            // nobody writes under it, and the word is odd by mistake or malice.
+            None if lane.peer_gone.load(Ordering::Acquire) => Stalled::Over,
+            None => Stalled::GiveUp,
+        }
+    }
+
+    fn settle(&self, _: u64, _: u32) {
+        // Late visibility is not offered across processes.
+    }
+
+    fn close(&self, _: &NodeShared) {
+        self.stop.store(true, Ordering::Release);
+        for outbound in lock(&self.outbound).drain(..) {
+            // All queue pairs are gone, so nothing is under way. If it cannot be said, the pidfd will say it later.
+            let _ = raw::send(outbound.socket.as_fd(), Message::Bye, &[]);
+        }
+        self.wake_watcher();
+    }
+}
+
+/// What attaching needs to say when it fails.
+fn unreachable(node: u64, why: impl Into<String>) -> Error {
+    Error::NoPeer {
+        node,
+        why: why.into(),
+    }
+}
+
+impl Shm {
+    fn wake_watcher(&self) {
+        // Fails only if the counter is full, in which case the watcher is awake anyway.
+        let _ = self.wake.write(1);
+    }
+
+    fn make_lane(&self) -> Result<Lane, Error> {
+        let (fd, map) = segment::make(LANE_BYTES, Writers::Peers)?;
+        let lane = Lane::new(Memory::new(map, 0, 0), Arc::new(StdBool::new(false)));
+        lock(&self.lane_files).insert(lane.id, fd);
+        Ok(lane)
+    }
+
+    // ------------------------------------------------------------------ initiator
+
+    /// Connects to a context and maps what it hands over.
+    fn connect(&self, target: u64, fabric: Weak<dyn Fabric>) -> Result<Outbound, Error> {
+        let failed =
+            |what: &'static str| move |e: Errno| unreachable(target, format!("{what}: {e}"));
+        let kind = (AddressFamily::Unix, SockType::SeqPacket);
+        let socket =
+            socket(kind.0, kind.1, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        let wait = TimeVal::milliseconds(self.options.attach_ms.into());
+        setsockopt(&socket, sockopt::ReceiveTimeout, &wait).map_err(failed("setsockopt"))?;
+        setsockopt(&socket, sockopt::SendTimeout, &wait).map_err(failed("setsockopt"))?;
+        connect(
+            socket.as_raw_fd(),
+            &address(target).map_err(failed("address"))?,
+        )
+        .map_err(failed(
+            "no process of this host (and network namespace) has it open",
+        ))?;
+        let pidfd = trusted_peer(&socket).map_err(|why| unreachable(target, why))?;
+        raw::send(
+            socket.as_fd(),
+            Message::Hello {
+                layout: LAYOUT,
+                node: self.id,
+            },
+            &[],
+        )
+        .map_err(failed("send"))?;
+
+        let (lane_id, memories, ctl, lane) = match next(&socket, target)? {
+            Received {
+                message:
+                    Message::Welcome {
+                        node,
+                        lane,
+                        memories,
+                    },
+                mut fds,
+            } if node == target && fds.len() == 2 => {
+                let lane_file = fds.pop().expect("two files");
+                let ctl_file = fds.pop().expect("two files");
+                (lane, memories, ctl_file, lane_file)
+            }
+            Received {
+                message: Message::Refused { layout },
+                ..
+            } => {
+                let why = format!(
+                    "it has layout {layout:#x}, this process {LAYOUT:#x}: run the same version in both"
+                );
+                return Err(unreachable(target, why));
+            }
+            _ => {
+                return Err(unreachable(
+                    target,
+                    "it answered with something else than a welcome",
+                ));
+            }
+        };
+        let round = |bytes: usize| bytes.next_multiple_of(PAGE);
+        let ctl = segment::map(ctl, round(CTL_BYTES), PAGE, Writers::Owner)
+            .map_err(failed("control segment"))?;
+        let lane =
+            segment::map(lane, round(LANE_BYTES), PAGE, Writers::Peers).map_err(failed("lane"))?;
+        let ctl = Memory::new(ctl, 0, 0);
+        if (ctl.load(0), ctl.load(1)) != (LAYOUT, target) {
+            return Err(unreachable(
+                target,
+                "its control segment is another context's",
+            ));
+        }
+        let view = Arc::new(View {
+            target,
+            ctl,
+            lane: Memory::new(lane, 0, 0),
+            lane_id,
+            memories: Arc::new(MemoryTable::new()),
+            gone: Arc::new(StdBool::new(false)),
+            fabric,
+        });
+        // Without one the target cannot fence this process; it then waits for it or gives up, and says so.
+        let uffd = if self.options.offer_fence {
+            Uffd::new().ok()
+        } else {
+            None
+        };
+        let outbound = Outbound {
+            view,
+            socket,
+            pidfd,
+            uffd,
+            input: Mutex::default(),
+        };
+        if let Some(uffd) = &outbound.uffd {
+            raw::send(outbound.socket.as_fd(), Message::Fence, &[uffd.as_fd()])
+                .map_err(failed("send"))?;
+        }
+        for _ in 0..memories {
+            let received = next(&outbound.socket, target)?;
+            outbound.take(received).map_err(failed("memory"))?;
+        }
+        Ok(outbound)
+    }
+
+    // ------------------------------------------------------------------ target
+
+    /// Protects what the writer behind row `slot` is storing into, in that writer's own mapping.
+    fn fence(&self, peer: &Inbound, slot: usize) -> Stalled {
+        peer.drain();
+        let state = lock(&peer.state);
+        if raw::has_ended(&peer.pidfd) {
+            peer.lane.peer_gone.store(true, Ordering::Release);
+        }
+        if peer.lane.peer_gone.load(Ordering::Acquire) {
+            return Stalled::Over;
+        }
+        let mark = lane_row(peer.lane.memory.words(), slot).marked();
+        if mark.is_some_and(|mark| !mark.stores) {
+            // It reads. Nothing lands.
+            return Stalled::Over;
+        }
+        let (Some(uffd), Some(node)) = (&state.uffd, self.node.get().and_then(Weak::upgrade))
+        else {
+            return Stalled::Wait;
+        };
+        // If the writer has not said yet what it copies, it may be anything it mapped.
+        for &(id, base, bytes) in &state.mapped {
+            let Some(memory) = node.memories.get(id) else {
+                continue;
+            };
+            let page = memory.pages().page_bytes as u64;
+            let (from, to) = match mark {
+                Some(mark) if mark.memory == id => {
+                    let end = (mark.at as u64).saturating_add(mark.len as u64).min(bytes);
+                    (
+                        (mark.at as u64).min(bytes) / page * page,
+                        end.next_multiple_of(page).min(bytes),
+                    )
+                }
+                Some(_) => continue,
+                None => (0, bytes),
+            };
+            match if from < to {
+                uffd.write_protect(base + from, (to - from) as usize)
+            } else {
+                Ok(())
+            } {
+                Ok(()) => {}
+                // Its address space is gone, hence all its threads.
+                Err(Errno::ESRCH) => {
+                    peer.lane.peer_gone.store(true, Ordering::Release);
+                    return Stalled::Over;
+                }
+                // Its mappings are just being changed, or protection is not to be had: try again until giving up.
+                Err(_) => return Stalled::Wait,
+            }
+        }
+        if state.mapped.is_empty() {
+            return Stalled::Wait;
+        }
+        peer.lane.fenced.store(true, Ordering::Release);
+        if raw::send(peer.socket.as_fd(), Message::Fenced, &[]).is_err() {
+            // It does not read. The end of the connection tells it the same when it does.
+            let _ = nix::sys::socket::shutdown(
+                peer.socket.as_raw_fd(),
+                nix::sys::socket::Shutdown::Both,
+            );
+        }
+        Stalled::Over
+    }
+
+    /// Hands a context of another process what it needs.
+    fn welcome(&self, socket: &Arc<OwnedFd>, layout: u64, peer: u64) -> Option<()> {
+        let node = self.node.get()?.upgrade()?;
+        if layout != LAYOUT {
+            let _ = raw::send(socket.as_fd(), Message::Refused { layout: LAYOUT }, &[]);
+            return None;
+        }
+        let pidfd = trusted_peer(socket).ok()?;
+        let lane = node.fresh_lane(peer, || self.make_lane()).ok()?;
+        let lane_file = lock(&self.lane_files).remove(&lane.id)?;
+        let socket = socket.try_clone().ok()?;
+        let files = lock(&self.files);
+        let memories = files.iter().filter(|file| file.id.is_some());
+        let welcome = Message::Welcome {
+            node: self.id,
+            lane: lane.id,
+            memories: memories.clone().count() as u64,
+        };
+        raw::send(
+            socket.as_fd(),
+            welcome,
+            &[self.ctl_file.as_fd(), lane_file.as_fd()],
+        )
+        .ok()?;
+        let inbound = Arc::new(Inbound {
+            socket,
+            pidfd,
+            lane,
+            state: Mutex::default(),
+        });
+        memories.for_each(|file| inbound.announce(file));
+        lock(&self.inbound).push(inbound);
+        Some(())
+    }
+
+    // ------------------------------------------------------------------ watcher
+
+    /// Lets peers in, takes their messages, and sees them die. Ends when the context is closed.
+    fn watch(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let greeting = lock(&self.greeting).clone();
+            let inbound = lock(&self.inbound).clone();
+            let outbound = lock(&self.outbound).clone();
+            let mut fds = vec![self.wake.as_fd(), self.listener.as_fd()];
+            fds.extend(greeting.iter().map(|socket| socket.as_fd()));
+            for peer in &inbound {
+                fds.push(peer.pidfd.as_fd());
+                if !lock(&peer.state).closed {
+                    fds.push(peer.socket.as_fd());
+                }
+            }
+            for peer in &outbound {
+                fds.extend([peer.socket.as_fd(), peer.pidfd.as_fd()]);
+            }
+            wait_for_any(&fds);
+            // A clear of the eventfd that fails found it clear.
+            let _ = self.wake.read();
+            self.accept();
+            self.greet();
+            lock(&self.inbound).retain(|peer| peer.is_alive());
+            lock(&self.outbound).retain(|peer| peer.is_alive());
+        }
+    }
+
+    fn accept(&self) {
+        while let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            let socket = raw::own(fd);
+            let mut greeting = lock(&self.greeting);
+            if greeting.len() < MAX_GREETING {
+                greeting.push(Arc::new(socket));
+            }
+        }
+    }
+
+    /// Answers those that have said who they are; drops those that said anything else or went away.
+    fn greet(&self) {
+        let waiting = lock(&self.greeting).clone();
+        for socket in waiting {
+            let hello = match raw::receive(socket.as_fd(), false) {
+                Err(Errno::EAGAIN) => continue,
+                Ok(Some(Received {
+                    message: Message::Hello { layout, node },
+                    ..
+                })) => Some((layout, node)),
+                _ => None,
+            };
+            lock(&self.greeting).retain(|other| !Arc::ptr_eq(other, &socket));
+            // If it is refused or gone, closing the socket is the answer.
+            let _ = hello.and_then(|(layout, node)| self.welcome(&socket, layout, node));
+        }
+    }
+}
+
+/// The pidfd of the process at the other end, if it runs under the same user.
+fn trusted_peer(socket: &impl AsFd) -> Result<OwnedFd, String> {
+    let who = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)
+        .map_err(|e| format!("SO_PEERCRED: {e}"))?;
+    let me = nix::unistd::geteuid().as_raw();
+    if who.uid() != me {
+        return Err(format!(
+            "it runs under user {}, this process under {me}; both must be the same",
+            who.uid()
+        ));
+    }
+    raw::peer_pidfd(socket.as_fd(), who.pid())
+        .map_err(|e| format!("pidfd of process {}: {e}", who.pid()))
+}
+
+fn next(socket: &OwnedFd, target: u64) -> Result<Received, Error> {
+    match raw::receive(socket.as_fd(), true) {
+        Ok(Some(received)) => Ok(received),
+        Ok(None) => Err(unreachable(
+            target,
+            "it closed the connection, or speaks another version",
+        )),
+        Err(Errno::EAGAIN) => Err(unreachable(
+            target,
+            "no answer in time; is the process stopped?",
+        )),
+        Err(e) => Err(unreachable(target, format!("receive: {e}"))),
+    }
+}
+
+fn wait_for_any(fds: &[BorrowedFd<'_>]) {
+    let mut fds: Vec<PollFd<'_>> = fds
+        .iter()
+        .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
+        .collect();
+    // An interruption or a failure only makes the watcher look at everybody once more.
+    let _ = poll(&mut fds, PollTimeout::NONE);
+}
+
+impl Inbound {
+    fn announce(&self, file: &File) {
+        let Some(id) = file.id else { return };
+        let message = Message::Memory {
+            id,
+            bytes: file.bytes,
+            page_bytes: file.page_bytes,
+        };
+        if raw::send(self.socket.as_fd(), message, &[file.fd.as_fd()]).is_err() {
+            // It does not read what it is told: without this memory it could not be told apart from one that has it.
+            let _ = nix::sys::socket::shutdown(
+                self.socket.as_raw_fd(),
+                nix::sys::socket::Shutdown::Both,
+            );
+        }
+    }
+
+    /// Takes in what it said.
+    fn drain(&self) {
+        let mut state = lock(&self.state);
+        while !state.closed {
+            match raw::receive(self.socket.as_fd(), false) {
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Ok(Some(Received {
+                    message: Message::Fence,
+                    mut fds,
+                })) => {
+                    state.uffd = fds.pop().map(Uffd::from_peer);
+                }
+                Ok(Some(Received {
+                    message: Message::Mapped { id, base, bytes },
+                    ..
+                })) if state.mapped.len() < MAX_MEMORIES && base.checked_add(bytes).is_some() => {
+                    state.mapped.push((id, base, bytes));
+                }
+                Ok(Some(Received {
+                    message: Message::Bye,
+                    ..
+                })) => {
+                    self.lane.peer_gone.store(true, Ordering::Release);
+                    state.closed = true;
+                }
+                // The end without a farewell: whether it still stores, its pidfd will say.
+                _ => state.closed = true,
+            }
+        }
+    }
+
+    /// Whether it may still write.
+    fn is_alive(&self) -> bool {
+        self.drain();
+        if raw::has_ended(&self.pidfd) {
+            self.lane.peer_gone.store(true, Ordering::Release);
+        }
+        !self.lane.peer_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Outbound {
+    /// Maps an announced memory, lets the target fence that mapping, and only then lets requests use it.
+    fn take(&self, received: Received) -> Result<(), Errno> {
+        let Received {
+            message:
+                Message::Memory {
+                    id,
+                    bytes,
+                    page_bytes,
+                },
+            mut fds,
+        } = received
+        else {
+            return Err(Errno::EPROTO);
+        };
+        let fd = fds.pop().ok_or(Errno::EPROTO)?;
+        let bytes = usize::try_from(bytes).map_err(|_| Errno::EFBIG)?;
+        let page_bytes = usize::try_from(page_bytes).map_err(|_| Errno::EINVAL)?;
+        let map = segment::map(fd, bytes, page_bytes, Writers::Peers)?;
+        let base = map.words().as_ptr().expose_provenance() as u64;
+        if let Some(uffd) = &self.uffd
+            && uffd.register(base, bytes).is_ok()
+        {
+            raw::send(
+                self.socket.as_fd(),
+                Message::Mapped {
+                    id,
+                    base,
+                    bytes: bytes as u64,
+                },
+                &[],
+            )?;
+        }
+        let memory = Memory::new(map, self.view.target, id);
+        if self.view.memories.set(id, memory) {
+            Ok(())
+        } else {
+            Err(Errno::EPROTO)
+        }
+    }
+
+    /// Takes in what the target said; lets go of the view if it fenced this process, closed, or talks nonsense.
+    fn drain(&self) {
+        let _one = lock(&self.input);
+        while !self.view.gone.load(Ordering::Acquire) {
+            match raw::receive(self.socket.as_fd(), false) {
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Ok(Some(received)) if matches!(received.message, Message::Memory { .. }) => {
+                    if self.take(received).is_err() {
+                        self.let_go();
+                    }
+                }
+                _ => self.let_go(),
+            }
+        }
+    }
+
+    /// Whether the target is there.
+    fn is_alive(&self) -> bool {
+        self.drain();
+        if raw::has_ended(&self.pidfd) && !self.view.gone.load(Ordering::Acquire) {
+            self.let_go();
+        }
+        !self.view.gone.load(Ordering::Acquire)
+    }
+
+    /// Ends the view. The flag comes first: a request that finds it clear after its last store made all its stores before
+    /// the pages were exchanged, for that interrupts every thread of the process. Stores blocked by a fence wake up into
+    /// pages of their own.
+    fn let_go(&self) {
+        self.view.gone.store(true, Ordering::SeqCst);
+        for memory in self.view.memories.iter() {
+            if memory.detach().is_err() {
+                // Without the exchange a fenced store must stay blocked: waking it would let it try again, which the
+                // protection stops again, so it is left where it is.
+                continue;
+            }
+            if let Some(uffd) = &self.uffd {
+                let _ = uffd.wake(memory.words().as_ptr().addr() as u64, memory.len());
+            }
+        }
+    }
+}
