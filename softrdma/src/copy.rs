@@ -15,7 +15,7 @@ use crate::sync::{Ordering, Word};
 /// If a range lies outside its slice.
 #[inline]
 pub(crate) fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: usize, len: usize) {
-    if (dst_at | src_at | len) % WORD == 0 {
+    if (dst_at | src_at | len).is_multiple_of(WORD) {
         let n = len / WORD;
         copy_raw::words(&dst[dst_at / WORD..][..n], &src[src_at / WORD..][..n]);
         return;
@@ -31,7 +31,7 @@ pub(crate) fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: 
 /// If the range lies outside `dst`.
 #[inline]
 pub(crate) fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
-    if (dst_at | src.len()) % WORD == 0 {
+    if (dst_at | src.len()).is_multiple_of(WORD) {
         copy_raw::from_bytes(&dst[dst_at / WORD..][..src.len() / WORD], src);
         return;
     }
@@ -48,7 +48,7 @@ pub(crate) fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
 /// If the range lies outside `src`.
 #[inline]
 pub(crate) fn words_to_bytes(dst: &mut [u8], src: &[Word], src_at: usize) {
-    if (src_at | dst.len()) % WORD == 0 {
+    if (src_at | dst.len()).is_multiple_of(WORD) {
         copy_raw::to_bytes(dst, &src[src_at / WORD..][..dst.len() / WORD]);
         return;
     }

@@ -2,14 +2,14 @@
 //! rings of all queue pairs that are attached, starting at another one each time. So no producer waits for another, and a
 //! peer's process never writes into this one's memory except into its lane.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::limits::MAX_CQE;
 use crate::node::{Lane, NodeShared, lock};
 use crate::post::Record;
 use crate::qp::QpShared;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::table::{inbound_record, lane_row, qp_row};
 use crate::types::{Completion, QpState, WcOpcode, WcStatus};
 

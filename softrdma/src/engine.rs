@@ -212,6 +212,12 @@ impl Path {
         done: &mut usize,
         how: &mut Placing<'_>,
     ) -> Outcome {
+        // What concerns only this side works without the peer.
+        match *op {
+            Op::Bind(bind) => return local(bind.run(qp)),
+            Op::Invalidate(rkey) => return local(invalidate(qp, rkey)),
+            _ => {}
+        }
         if self.view.gone.load(Ordering::Acquire) {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
         }
@@ -229,11 +235,11 @@ impl Path {
                 remote,
                 action,
             } => self.atomic(local, remote, action),
-            Op::Bind(bind) => local(bind.run(qp)),
-            Op::Invalidate(rkey) => local(invalidate(qp, rkey)),
+            Op::Bind(_) | Op::Invalidate(_) => unreachable!("handled above"),
         };
-        // A target that died or that fenced this view meanwhile: what was copied may be nowhere.
-        if self.view.gone.load(Ordering::Acquire) {
+        // A target that died, or fenced this view, or gave its memory up meanwhile: what was copied may be nowhere.
+        let unknown = self.view.gone.load(Ordering::Acquire) || !self.is_answering();
+        if matches!(outcome, Outcome::Done { .. }) && unknown {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
         }
         outcome
@@ -274,6 +280,13 @@ impl Path {
             Stop::Nak(Nak::Access, _) => Outcome::Failed(WcStatus::REM_ACCESS_ERR),
             Stop::Nak(Nak::Operation, _) => Outcome::Failed(WcStatus::REM_OP_ERR),
         })
+    }
+
+    /// Whether the target's queue pair is one that answers.
+    #[inline]
+    fn is_answering(&self) -> bool {
+        let state = Permission::load(self.row().permission()).state;
+        matches!(state, QpState::Rtr | QpState::Rts)
     }
 
     /// W3: the target's queue pair as it is now.
@@ -576,7 +589,7 @@ impl Path {
     fn atomic(&self, local: Piece<'_>, remote: RemoteAddr, action: Action) -> Outcome {
         let mut old = 0;
         let step = self.chunk(Access::REMOTE_ATOMIC, |p| {
-            if remote.addr % 8 != 0 {
+            if !remote.addr.is_multiple_of(8) {
                 return Err(Stop::Nak(Nak::InvalidRequest, p.generation));
             }
             let (memory, at) = self.translate(p, remote, 8, Access::REMOTE_ATOMIC)?;

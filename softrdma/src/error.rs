@@ -146,6 +146,16 @@ pub enum Error {
         /// How long it was waited for.
         waited_us: u64,
     },
+    /// The queue pair's writer was fenced in mid-copy: nothing is granted over this connection again.
+    #[error(
+        "{verb} on QP {qp_num}: its writer was fenced in mid-copy; reset both ends and connect anew"
+    )]
+    Fenced {
+        /// The verb, by its libibverbs name.
+        verb: &'static str,
+        /// The queue pair.
+        qp_num: u32,
+    },
     /// An object is still in use (`EBUSY`).
     #[error("{verb}: {what} is still in use by {users}")]
     Busy {
@@ -167,6 +177,7 @@ impl Error {
             Self::Invalid { .. } | Self::Transition { .. } => libc::EINVAL,
             Self::NoPeer { .. } => libc::EHOSTUNREACH,
             Self::WriterStalled { .. } => libc::ETIMEDOUT,
+            Self::Fenced { .. } => libc::ENOTCONN,
             Self::Busy { .. } => libc::EBUSY,
         }
     }

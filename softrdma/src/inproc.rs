@@ -1,7 +1,7 @@
 //! Contexts of one process: their segments are ordinary memory that all threads share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::fault::Placement;
 use crate::map::Map;
 use crate::memory::Memory;
 use crate::node::{Fabric as Ways, Lane, Node, NodeShared, Stalled, View, lock, random};
-use crate::sync::{Ordering, yield_now};
+use crate::sync::{Mutex, Ordering, yield_now};
 use crate::table::{CTL_BYTES, LANE_BYTES, qp_slot};
 
 /// How long a revocation waits for a writer of the same process that is in mid-copy. It is only preempted, so this is
@@ -69,6 +69,14 @@ impl Inner {
 impl Ways for Inner {
     fn alloc(&self, bytes: usize) -> Result<Map, Error> {
         Map::anonymous(bytes)
+    }
+
+    fn exchange(&self, _: &Memory) -> Result<(), Error> {
+        let what = "threads of one process share their pages; wait for the writer instead".into();
+        Err(Error::Invalid {
+            verb: "orphan",
+            what,
+        })
     }
 
     fn announce(&self, _: &NodeShared, _: &Memory) {

@@ -117,9 +117,9 @@ mod os {
             if bytes >= HUGE {
                 let len = size(bytes, HUGE)?;
                 // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
-                if let Ok(base) =
-                    unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) }
-                {
+                let huge =
+                    unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) };
+                if let Ok(base) = huge {
                     return Ok(Self::finish(base, len.get(), HUGE));
                 }
             }
@@ -164,6 +164,16 @@ mod os {
             // SAFETY: the range is exactly this mapping, which `self` owns; replacing its pages by others keeps every
             // `&[Word]` to it valid, and its contents were never stable, since peers store into it.
             unsafe { mmap_anonymous(Some(addr), len, prot, flags) }.map(drop)
+        }
+
+        /// Puts the pages of a memory file of the same size in the place of these.
+        pub(crate) fn exchange(&self, fd: impl AsFd) -> Result<(), Errno> {
+            let len = NonZero::new(self.words * WORD).expect("a mapping is not empty");
+            let addr = NonZero::new(self.base.addr().get()).expect("a mapping is not at zero");
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_POPULATE;
+            // SAFETY: as in `detach`: exactly this mapping, other pages; the file has its size and is sealed.
+            unsafe { mmap(Some(addr), len, prot, flags, fd, 0) }.map(drop)
         }
 
         /// Takes over a fresh mapping: no inheritance by a child, locked if allowed.

@@ -7,7 +7,7 @@ use crate::copy;
 use crate::error::Error;
 use crate::limits::WORD;
 use crate::map::{Map, PageInfo};
-use crate::sync::{Ordering, Word};
+use crate::sync::{AtomicU32, Ordering, Word};
 
 /// A piece of memory made of 64-bit words. Cloning shares it; it is given back when the last handle, registrations and
 /// peers' mappings included, is gone.
@@ -22,7 +22,7 @@ struct Inner {
     /// The software context it belongs to, or 0.
     owner: u64,
     /// Its number there.
-    id: u32,
+    id: AtomicU32,
 }
 
 impl Memory {
@@ -36,7 +36,11 @@ impl Memory {
     }
 
     pub(crate) fn new(map: Map, owner: u64, id: u32) -> Self {
-        Self(Arc::new(Inner { map, owner, id }))
+        Self(Arc::new(Inner {
+            map,
+            owner,
+            id: AtomicU32::new(id),
+        }))
     }
 
     /// The software context it belongs to, or 0.
@@ -46,7 +50,18 @@ impl Memory {
 
     /// Its number in its context.
     pub(crate) fn id(&self) -> u32 {
-        self.0.id
+        self.0.id.load(Ordering::Acquire)
+    }
+
+    /// Its pages came from another file: peers know it by a new number from now on.
+    pub(crate) fn renumber(&self, id: u32) {
+        self.0.id.store(id, Ordering::Release);
+    }
+
+    /// Puts the pages of `file`, which has the same size, in the place of these.
+    #[cfg(not(any(loom, miri)))]
+    pub(crate) fn exchange(&self, file: impl std::os::fd::AsFd) -> Result<(), nix::errno::Errno> {
+        self.0.map.exchange(file)
     }
 
     /// Puts private zeroed pages in the place of these; see [`Map::detach`].
@@ -123,7 +138,7 @@ impl Memory {
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memory")
-            .field("id", &self.0.id)
+            .field("id", &self.id())
             .field("len", &self.len())
             .field("pages", &self.pages())
             .finish()

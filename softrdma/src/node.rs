@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool as StdBool, AtomicU64 as StdU64};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::cq::Cq;
@@ -15,7 +15,7 @@ use crate::map::Map;
 use crate::memory::Memory;
 use crate::qp::{Qp, QpShared};
 use crate::region::{Mr, Mw, Window};
-use crate::sync::Ordering;
+use crate::sync::{Mutex, MutexGuard, Ordering};
 use crate::table::{self, LAYOUT};
 use crate::types::{Access, AsyncEvent, QpCap};
 
@@ -40,6 +40,8 @@ pub(crate) fn random() -> Result<u64, Error> {
 pub(crate) trait Fabric: Send + Sync {
     /// Memory that peers of this fabric can reach.
     fn alloc(&self, bytes: usize) -> Result<Map, Error>;
+    /// New pages under `memory`, with the same contents, that no peer has. Nobody may store into it meanwhile.
+    fn exchange(&self, memory: &Memory) -> Result<(), Error>;
     /// Tells the peers about new memory of `me`.
     fn announce(&self, me: &NodeShared, memory: &Memory);
     /// The way to write into `target`, made now if there is none that works.
@@ -207,25 +209,54 @@ impl Node {
     /// No memory, or [`MAX_MEMORIES`] were allocated.
     pub fn alloc_memory(&self, bytes: usize) -> Result<Memory, Error> {
         let map = self.0.fabric.alloc(bytes)?;
-        let id = {
-            let mut tables = lock(&self.0.tables);
-            let id = tables.next_memory;
-            if id as usize == MAX_MEMORIES {
-                return Err(Error::Limit {
-                    verb: "alloc_memory",
-                    what: "memories in the life of one context",
-                    asked: MAX_MEMORIES + 1,
-                    limit: MAX_MEMORIES,
-                });
-            }
-            tables.next_memory += 1;
-            id
-        };
+        let id = self.0.next_memory()?;
         let memory = Memory::new(map, self.0.id, id);
         let fresh = self.0.memories.set(id, memory.clone());
         assert!(fresh, "memory numbers are given out once");
         self.0.fabric.announce(&self.0, &memory);
         Ok(memory)
+    }
+
+    /// Takes `memory` out of every peer's reach for good: the last resort against a writer that a revocation found
+    /// stalled in mid-copy and could not fence ([`Error::WriterStalled`]). The memory keeps its address and contents, but
+    /// its pages are new; what the stalled writer still stores goes to the old ones.
+    ///
+    /// Afterwards no registration of the memory gives a peer any right until it is
+    /// [re-registered](Mr::reregister), and queue pairs whose writer is stalled are in ERR.
+    ///
+    /// The caller sees to it that no thread of this process stores into the memory meanwhile: such a store may be lost.
+    ///
+    /// # Errors
+    /// The memory is another context's, there is no memory for the copy, or the context is not of the shared-memory
+    /// backend: threads of one process share their pages.
+    pub fn orphan(&self, memory: &Memory) -> Result<(), Error> {
+        let node = &self.0;
+        if memory.owner() != node.id {
+            let what = "the memory belongs to another context".into();
+            return Err(Error::Invalid {
+                verb: "orphan",
+                what,
+            });
+        }
+        let words = node.ctl.words();
+        for slot in 0..MAX_REGIONS {
+            let row = table::region_row(words, slot);
+            if row.memory().load(Ordering::Relaxed) >> 32 == u64::from(memory.id()) {
+                gate::revoke(row.state(), 0);
+            }
+        }
+        for qp in node.qps(None) {
+            if qp.quiesce("orphan").is_err() {
+                qp.abandon_writer();
+            }
+        }
+        node.fabric.exchange(memory)?;
+        let id = node.next_memory()?;
+        memory.renumber(id);
+        let fresh = node.memories.set(id, memory.clone());
+        assert!(fresh, "memory numbers are given out once");
+        node.fabric.announce(node, memory);
+        Ok(())
     }
 
     /// A protection domain.
@@ -290,6 +321,21 @@ impl Node {
 }
 
 impl NodeShared {
+    fn next_memory(&self) -> Result<u32, Error> {
+        let mut tables = lock(&self.tables);
+        let id = tables.next_memory;
+        if id as usize == MAX_MEMORIES {
+            return Err(Error::Limit {
+                verb: "alloc_memory",
+                what: "memories in the life of one context",
+                asked: MAX_MEMORIES + 1,
+                limit: MAX_MEMORIES,
+            });
+        }
+        tables.next_memory += 1;
+        Ok(id)
+    }
+
     pub(crate) fn event(&self, event: AsyncEvent) {
         let mut events = lock(&self.events);
         if events.len() == MAX_ASYNC_EVENTS {
@@ -305,10 +351,10 @@ impl NodeShared {
         make: impl FnOnce() -> Result<Lane, Error>,
     ) -> Result<Arc<Lane>, Error> {
         let mut lanes = lock(&self.lanes);
-        if let Some(lane) = lanes.get(&peer) {
-            if lane.is_usable() {
-                return Ok(Arc::clone(lane));
-            }
+        if let Some(lane) = lanes.get(&peer)
+            && lane.is_usable()
+        {
+            return Ok(Arc::clone(lane));
         }
         let lane = Arc::new(make()?);
         lanes.insert(peer, Arc::clone(&lane));

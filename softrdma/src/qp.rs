@@ -4,8 +4,8 @@
 //! control segment, which is what peers check. Every change raises `epoch`; the posting and the polling thread keep copies
 //! of what they need and take new ones when the epoch they saw is old, so that neither locks while nothing changes.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool as StdBool;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::cq::{Cq, CqShared};
@@ -17,7 +17,7 @@ use crate::node::{Lane, NodeShared, Pd, Stalled, lock, random};
 use crate::post::Poster;
 use crate::ring::Ring;
 use crate::slow::{Late, Slow};
-use crate::sync::{AtomicBool, AtomicU64, Ordering, Word, spin_hint};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Word, spin_hint};
 use crate::table::{Nak, Permission, lane_row, qp_row};
 use crate::types::{Access, AsyncEvent, Endpoint, Modify, QpCap, QpState, RtrAttr, RtsAttr};
 
@@ -411,13 +411,23 @@ impl QpShared {
         Ok(())
     }
 
+    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes to
+    /// ERR, so that the writer sees after its copy that it may not count it, and its lane is never used again.
+    pub(crate) fn abandon_writer(&self) {
+        let mut ctl = lock(&self.ctl);
+        if self.withdraw(&mut ctl, QpState::Err).is_err()
+            && let Some(lane) = &ctl.lane
+        {
+            lane.fenced.store(true, Ordering::Release);
+        }
+    }
+
     /// A lane whose writer was fenced in mid-copy is dead for good: its peer has to connect anew.
     fn refuse_fenced(&self, ctl: &Ctl) -> Result<(), Error> {
         match &ctl.lane {
-            Some(lane) if lane.fenced.load(Ordering::Acquire) => Err(Error::WriterStalled {
+            Some(lane) if lane.fenced.load(Ordering::Acquire) => Err(Error::Fenced {
                 verb: "ibv_modify_qp",
                 qp_num: self.qp_num,
-                waited_us: 0,
             }),
             _ => Ok(()),
         }

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::memory::Memory;
 use crate::node::{NodeShared, Pd, random};
 use crate::qp::QpShared;
-use crate::sync::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 use crate::table::{RegionState, key_slot, region_row};
 use crate::types::{Access, RemoteAddr, WcStatus};
 
@@ -135,7 +135,8 @@ impl Mr {
     /// Changes the rights, key kept. When it returns, nothing lands under a right that was removed.
     ///
     /// # Errors
-    /// Rights that cannot be registered, or a stalled writer: the new rights hold then, but the writer's copy may go on.
+    /// Rights that cannot be registered, or a stalled writer: only what both the old and the new rights allow holds then,
+    /// and the writer's copy may go on.
     pub fn reregister(&mut self, access: Access) -> Result<(), Error> {
         const VERB: &str = "ibv_rereg_mr";
         if !access.is_registrable() {
@@ -145,14 +146,25 @@ impl Mr {
             });
         }
         let reg = &self.0;
+        let row = region_row(reg.node.ctl.words(), reg.slot);
+        let word = |access| {
+            RegionState {
+                key: reg.key,
+                access,
+            }
+            .to_word()
+        };
+        // First what is taken away, with the wait; only then what is added.
+        let common = reg.access() & access;
+        reg.access.store(common.0, Ordering::Relaxed);
+        let qps = reg.node.qps(Some(reg.pd));
+        reg.node.lower_region(VERB, reg.slot, word(common), &qps)?;
         reg.access.store(access.0, Ordering::Relaxed);
-        let word = RegionState {
-            key: reg.key,
-            access,
-        }
-        .to_word();
-        reg.node
-            .lower_region(VERB, reg.slot, word, &reg.node.qps(Some(reg.pd)))
+        // The memory's number changes if it was orphaned.
+        let memory = u64::from(reg.memory.id()) << 32 | u64::from(reg.pd);
+        row.memory().store(memory, Ordering::Relaxed);
+        row.state().store(word(access), Ordering::Release);
+        Ok(())
     }
 
     /// Deregisters. When it returns, nothing lands through this region.
@@ -201,7 +213,7 @@ pub(crate) struct Window {
     slot: usize,
     key: AtomicU32,
     /// The region it is bound to, if it is.
-    region: std::sync::Mutex<Option<(Arc<Registration>, Arc<QpShared>)>>,
+    region: Mutex<Option<(Arc<Registration>, Arc<QpShared>)>>,
 }
 
 /// What a bind asks for.
@@ -226,7 +238,7 @@ impl Mw {
         }
         let slot = node.add_region(VERB)?;
         let key = AtomicU32::new(new_key(slot)?);
-        let region = std::sync::Mutex::new(None);
+        let region = Mutex::new(None);
         let window = Arc::new(Window {
             node: Arc::clone(node),
             pd: pd.id,

@@ -8,7 +8,7 @@
 //! All slots are allocated when the queue pair is made.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::{Action, LateWrite, Op, Outcome, Piece, Placing, Source};
@@ -18,6 +18,7 @@ use crate::node::lock;
 use crate::post::{Pieces, Record, opcode};
 use crate::qp::QpShared;
 use crate::region::{Bind, Mr, Mw, Registration};
+use crate::sync::Mutex;
 use crate::types::{
     Access, Payload, QpCap, QpState, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WcOpcode, WcStatus,
 };

@@ -21,6 +21,7 @@ use super::raw::{self, Received};
 use super::raw_uffd::Uffd;
 use super::segment::{self, Writers};
 use super::wire::Message;
+use crate::copy;
 use crate::error::Error;
 use crate::fault::Placement;
 use crate::limits::MAX_MEMORIES;
@@ -169,6 +170,29 @@ impl Fabric for Shm {
             fd,
         });
         Ok(map)
+    }
+
+    fn exchange(&self, memory: &Memory) -> Result<(), Error> {
+        let mut files = lock(&self.files);
+        let id = memory.id();
+        let file = files
+            .iter_mut()
+            .find(|file| file.id == Some(id))
+            .ok_or_else(|| Error::Invalid {
+                verb: "orphan",
+                what: format!("memory {id} has no file"),
+            })?;
+        let (fd, copy) = segment::make_like(memory.len(), memory.pages().page_bytes)?;
+        copy::words_to_words(copy.words(), 0, memory.words(), 0, memory.len());
+        let hint = "";
+        memory.exchange(&fd).map_err(|source| Error::System {
+            verb: "orphan",
+            call: "mmap",
+            source,
+            hint,
+        })?;
+        (file.fd, file.id) = (fd, None);
+        Ok(())
     }
 
     fn announce(&self, _: &NodeShared, memory: &Memory) {

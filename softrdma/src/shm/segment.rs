@@ -36,12 +36,25 @@ pub(super) fn make(bytes: usize, writers: Writers) -> Result<(OwnedFd, Map), Err
     {
         return Ok(made);
     }
-    make_with(bytes, PAGE, MFdFlags::empty(), writers).map_err(|(call, source)| Error::System {
+    make_with(bytes, PAGE, MFdFlags::empty(), writers).map_err(no_memory)
+}
+
+/// Makes a file that can take the place of one of `bytes` on pages of `page`.
+pub(super) fn make_like(bytes: usize, page: usize) -> Result<(OwnedFd, Map), Error> {
+    let flags = match page {
+        HUGE => MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB,
+        _ => MFdFlags::empty(),
+    };
+    make_with(bytes, page, flags, Writers::Peers).map_err(no_memory)
+}
+
+fn no_memory((call, source): (&'static str, Errno)) -> Error {
+    Error::System {
         verb: "alloc_memory",
         call,
         source,
         hint: " (too little shared memory, or a limit on it: see the container's memory limit and ulimit -n)",
-    })
+    }
 }
 
 fn make_with(
