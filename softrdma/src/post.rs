@@ -199,6 +199,17 @@ impl Qp {
                 });
             }
         }
+        if wr
+            .local
+            .iter()
+            .any(|sge| sge.mr.0.node.id != shared.node.id)
+        {
+            let what = "a region of another context";
+            return Err(PostError::Invalid {
+                what,
+                errno: libc::EINVAL,
+            });
+        }
         let (addr, len_key) = match wr.local {
             [] => (0, 0),
             // A piece outside its region gets a length that no check of the responder passes.

@@ -114,7 +114,10 @@ impl Qp {
                 ctl: Mutex::new(Ctl {
                     state: QpState::Reset,
                     access: Access::NONE,
-                    generation: 0,
+                    // Goes on where the slot's last owner stopped, so that a refusal of its peer is never taken for
+                    // one of this queue pair's.
+                    generation: Permission::load(qp_row(node.ctl.words(), slot).permission())
+                        .generation,
                     psn: 0,
                     rts: RtsAttr::default(),
                     lane: None,

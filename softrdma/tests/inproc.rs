@@ -197,3 +197,27 @@ fn a_peer_that_is_not_there_ends_in_retry_exceeded() {
     assert_eq!(wait(&mut x.cq).status, WcStatus::RETRY_EXC_ERR);
     drop(x.pd);
 }
+
+/// A refusal belongs to the queue pair it was meant for, not to the next one that gets its slot.
+#[test]
+fn a_new_queue_pair_does_not_inherit_a_refusal() {
+    let (_a, b, mut x, y) = pair(4096);
+    y.qp.control()
+        .modify(&Modify::Access(Access::NONE))
+        .unwrap();
+    let remote = y.mr.remote(0);
+    let write = SendOp::Write {
+        payload: Payload::Inline(&[1; 8]),
+        remote,
+        imm: None,
+    };
+    x.qp.post_send(&signalled(1, write)).unwrap();
+    assert_eq!(wait(&mut x.cq).status, WcStatus::REM_INV_REQ_ERR);
+    y.qp.close().unwrap();
+    let qp = b.create_qp(&y.pd, &y.cq, &y.cq, &QpCap::default()).unwrap();
+    x.qp.control().modify(&Modify::Reset).unwrap();
+    connect(&x.qp, &qp);
+    assert_eq!(qp.control().state(), QpState::Rts);
+    x.qp.post_send(&signalled(2, write)).unwrap();
+    assert_eq!(wait(&mut x.cq).status, WcStatus::SUCCESS);
+}

@@ -144,7 +144,7 @@ struct Inbound {
 #[derive(Default)]
 struct InboundState {
     uffd: Option<Uffd>,
-    /// Where it mapped which memory: number, address, bytes.
+    /// Where it mapped which memory: number, address, bytes (0 if it cannot be protected).
     mapped: Vec<(u32, u64, u64)>,
     closed: bool,
 }
@@ -431,38 +431,36 @@ impl Shm {
             return Stalled::Wait;
         };
         // If the writer has not said yet what it copies, it may be anything it mapped.
-        for &(id, base, bytes) in &state.mapped {
+        let at_risk = |id: u32| mark.is_none_or(|mark| mark.memory == id);
+        let mut protected = 0;
+        for &(id, base, bytes) in state.mapped.iter().filter(|(id, ..)| at_risk(*id)) {
             let Some(memory) = node.memories.get(id) else {
-                continue;
+                return Stalled::Wait;
             };
             let page = memory.pages().page_bytes as u64;
             let (from, to) = match mark {
-                Some(mark) if mark.memory == id => {
-                    let end = (mark.at as u64).saturating_add(mark.len as u64).min(bytes);
+                Some(mark) => {
+                    let end = (mark.at as u64).saturating_add(mark.len as u64);
                     (
                         (mark.at as u64).min(bytes) / page * page,
-                        end.next_multiple_of(page).min(bytes),
+                        end.min(bytes).next_multiple_of(page),
                     )
                 }
-                Some(_) => continue,
                 None => (0, bytes),
             };
-            match if from < to {
-                uffd.write_protect(base + from, (to - from) as usize)
-            } else {
-                Ok(())
-            } {
-                Ok(()) => {}
+            match uffd.write_protect(base + from, (to - from) as usize) {
+                Ok(()) => protected += 1,
                 // Its address space is gone, hence all its threads.
                 Err(Errno::ESRCH) => {
                     peer.lane.peer_gone.store(true, Ordering::Release);
                     return Stalled::Over;
                 }
-                // Its mappings are just being changed, or protection is not to be had: try again until giving up.
+                // Its mappings are just being changed, or this one cannot be protected (it says so by a length of 0,
+                // which is not a valid range): try again until giving up.
                 Err(_) => return Stalled::Wait,
             }
         }
-        if state.mapped.is_empty() {
+        if protected == 0 {
             return Stalled::Wait;
         }
         peer.lane.fenced.store(true, Ordering::Release);
@@ -687,18 +685,15 @@ impl Outbound {
         let page_bytes = usize::try_from(page_bytes).map_err(|_| Errno::EINVAL)?;
         let map = segment::map(fd, bytes, page_bytes, Writers::Peers)?;
         let base = map.words().as_ptr().expose_provenance() as u64;
-        if let Some(uffd) = &self.uffd
-            && uffd.register(base, bytes).is_ok()
-        {
-            raw::send(
-                self.socket.as_fd(),
-                Message::Mapped {
-                    id,
-                    base,
-                    bytes: bytes as u64,
-                },
-                &[],
-            )?;
+        if let Some(uffd) = &self.uffd {
+            // Said before any request can use it: what the target does not know of is not mapped.
+            let bytes = if uffd.register(base, bytes).is_ok() {
+                bytes as u64
+            } else {
+                0
+            };
+            let message = Message::Mapped { id, base, bytes };
+            raw::send(self.socket.as_fd(), message, &[])?;
         }
         let memory = Memory::new(map, self.view.target, id);
         if self.view.memories.set(id, memory) {

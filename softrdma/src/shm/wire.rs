@@ -24,7 +24,7 @@ pub(super) enum Message {
     },
     /// Initiator: here is a userfaultfd over my mappings.
     Fence,
-    /// Initiator: I mapped that memory there.
+    /// Initiator: I mapped that memory there; 0 bytes if it cannot be protected.
     Mapped { id: u32, base: u64, bytes: u64 },
     /// Target: you were fenced; let go of this view.
     Fenced,
