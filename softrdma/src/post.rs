@@ -64,13 +64,6 @@ impl Record {
     }
 }
 
-/// The pieces of a request, on the stack.
-pub(crate) struct Pieces<'a> {
-    pieces: [Option<Piece<'a>>; MAX_SGE],
-    count: usize,
-    len: usize,
-}
-
 impl Poster {
     pub(crate) fn new(shared: &QpShared) -> Self {
         let recv_posted = qp_row(shared.node.ctl.words(), shared.slot)
@@ -386,60 +379,68 @@ fn check_send(shared: &QpShared, wr: &SendWr<'_, Mr, Mw>) -> Result<(), PostErro
     Ok(())
 }
 
-impl<'a> Pieces<'a> {
-    /// Checks the pieces of a request: own context and domain, valid, inside their region, with the right `need`.
+impl<'a> Piece<'a> {
+    /// Own context and domain, still registered, inside the region, with the right `need`: then with its place in memory.
     #[inline]
-    pub(crate) fn check(
-        shared: &QpShared,
-        sges: impl Iterator<Item = Piece<'a>>,
-        need: Access,
-    ) -> Result<Self, WcStatus> {
-        let mut out = Self {
-            pieces: [None; MAX_SGE],
-            count: 0,
-            len: 0,
-        };
-        for piece in sges {
-            let reg = piece.reg;
-            let inside = piece
-                .at
-                .checked_add(piece.len)
-                .is_some_and(|end| end <= reg.len);
-            let own = reg.pd == shared.pd && reg.node.id == shared.node.id && reg.is_valid();
-            if !(inside && own && reg.access().contains(need)) {
-                return Err(WcStatus::LOC_PROT_ERR);
-            }
-            out.pieces[out.count] = Some(Piece {
-                at: reg.start + piece.at,
-                ..piece
-            });
-            out.count += 1;
-            out.len += piece.len;
-        }
-        Ok(out)
-    }
-
-    /// Runs `f` on the pieces as a slice.
-    #[inline]
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&[Piece<'a>], usize) -> R) -> R {
-        match self.pieces {
-            [None, ..] => f(&[], 0),
-            [Some(one), None, ..] => f(&[one], self.len),
-            [Some(first), ..] => {
-                let all = self.pieces.map(|piece| piece.unwrap_or(first));
-                f(&all[..self.count], self.len)
-            }
-        }
+    fn checked(self, shared: &QpShared, need: Access) -> Option<Self> {
+        let reg = self.reg;
+        let inside = self
+            .at
+            .checked_add(self.len)
+            .is_some_and(|end| end <= reg.len);
+        let own = reg.pd == shared.pd && reg.node.id == shared.node.id && reg.is_valid();
+        let fits = inside && own && reg.access().contains(need);
+        fits.then_some(Piece {
+            at: reg.start + self.at,
+            ..self
+        })
     }
 }
 
+/// Checks the pieces of a request and runs `f` on them and their length together. One piece is the usual case.
 #[inline]
-fn pieces<'a>(sges: &'a [Sge<'a, Mr>]) -> impl Iterator<Item = Piece<'a>> {
-    sges.iter().map(|sge| Piece {
-        reg: &sge.mr.0,
-        at: sge.offset,
-        len: sge.len,
-    })
+pub(crate) fn with_pieces<'a, R>(
+    shared: &QpShared,
+    pieces: impl Iterator<Item = Piece<'a>>,
+    need: Access,
+    f: impl FnOnce(Result<(&[Piece<'a>], usize), WcStatus>) -> R,
+) -> R {
+    let mut pieces = pieces.map(|piece| piece.checked(shared, need).ok_or(WcStatus::LOC_PROT_ERR));
+    let (one, all);
+    let checked = match (pieces.next(), pieces.next()) {
+        (None, _) => Ok((&[][..], 0)),
+        (Some(Ok(first)), None) => {
+            one = [first];
+            Ok((&one[..], first.len))
+        }
+        (Some(Ok(first)), Some(Ok(second))) => match gather(first, second, pieces) {
+            Ok((array, count, len)) => {
+                all = array;
+                Ok((&all[..count], len))
+            }
+            Err(status) => Err(status),
+        },
+        _ => Err(WcStatus::LOC_PROT_ERR),
+    };
+    f(checked)
+}
+
+/// Two pieces or more; the poster has checked that there are at most [`MAX_SGE`].
+#[cold]
+fn gather<'a>(
+    first: Piece<'a>,
+    second: Piece<'a>,
+    rest: impl Iterator<Item = Result<Piece<'a>, WcStatus>>,
+) -> Result<([Piece<'a>; MAX_SGE], usize, usize), WcStatus> {
+    let mut all = [first; MAX_SGE];
+    all[1] = second;
+    let (mut count, mut len) = (2, first.len + second.len);
+    for piece in rest {
+        all[count] = piece?;
+        len += all[count].len;
+        count += 1;
+    }
+    Ok((all, count, len))
 }
 
 /// Turns a request into what the responder core runs, or says what is wrong with its local side.
@@ -449,118 +450,102 @@ fn with_op<R>(
     op: &SendOp<'_, Mr, Mw>,
     f: impl FnOnce(Result<Op<'_>, WcStatus>) -> R,
 ) -> R {
-    match *op {
-        SendOp::Write {
-            payload: Payload::Inline(bytes),
-            remote,
-            imm,
-        } => f(Ok(Op::Write {
-            src: Source::Bytes(bytes),
-            len: bytes.len(),
-            remote,
-            imm,
-        })),
+    let (sges, need): (&[Sge<'_, Mr>], _) = match op {
         SendOp::Write {
             payload: Payload::Regions(sges),
-            remote,
-            imm,
-        } => match Pieces::check(shared, pieces(sges), Access::NONE) {
-            Ok(p) => p.with(|p, len| {
-                f(Ok(Op::Write {
-                    src: Source::Pieces(p),
+            ..
+        }
+        | SendOp::Send {
+            payload: Payload::Regions(sges),
+            ..
+        } => (sges, Access::NONE),
+        SendOp::Read { local, .. } => (local, Access::LOCAL_WRITE),
+        SendOp::CompareSwap { local, .. } | SendOp::FetchAdd { local, .. } => {
+            (std::slice::from_ref(local), Access::LOCAL_WRITE)
+        }
+        _ => (&[], Access::NONE),
+    };
+    let pieces = sges.iter().map(|sge| Piece {
+        reg: &sge.mr.0,
+        at: sge.offset,
+        len: sge.len,
+    });
+    with_pieces(shared, pieces, need, |checked| {
+        let (pieces, len) = match checked {
+            Ok(checked) => checked,
+            Err(status) => return f(Err(status)),
+        };
+        let bind;
+        f(Ok(match *op {
+            SendOp::Write {
+                payload,
+                remote,
+                imm,
+            } => {
+                let (src, len) = source(payload, pieces, len);
+                Op::Write {
+                    src,
                     len,
                     remote,
                     imm,
-                }))
-            }),
-            Err(status) => f(Err(status)),
-        },
-        SendOp::Send {
-            payload: Payload::Inline(bytes),
-            imm,
-        } => f(Ok(Op::Send {
-            src: Source::Bytes(bytes),
-            len: bytes.len(),
-            imm,
-        })),
-        SendOp::Send {
-            payload: Payload::Regions(sges),
-            imm,
-        } => match Pieces::check(shared, pieces(sges), Access::NONE) {
-            Ok(p) => p.with(|p, len| {
-                f(Ok(Op::Send {
-                    src: Source::Pieces(p),
-                    len,
-                    imm,
-                }))
-            }),
-            Err(status) => f(Err(status)),
-        },
-        SendOp::Read { local, remote } => {
-            match Pieces::check(shared, pieces(local), Access::LOCAL_WRITE) {
-                Ok(p) => p.with(|p, len| {
-                    f(Ok(Op::Read {
-                        dst: p,
-                        len,
-                        remote,
-                    }))
-                }),
-                Err(status) => f(Err(status)),
+                }
             }
-        }
-        SendOp::CompareSwap {
-            local,
-            remote,
-            compare,
-            swap,
-        } => atomic(
-            shared,
-            local,
-            |local| Op::Atomic {
-                local,
+            SendOp::Send { payload, imm } => {
+                let (src, len) = source(payload, pieces, len);
+                Op::Send { src, len, imm }
+            }
+            SendOp::Read { remote, .. } => Op::Read {
+                dst: pieces,
+                len,
+                remote,
+            },
+            SendOp::CompareSwap {
+                remote,
+                compare,
+                swap,
+                ..
+            } => Op::Atomic {
+                local: pieces[0],
                 remote,
                 action: Action::CompareSwap { compare, swap },
             },
-            f,
-        ),
-        SendOp::FetchAdd { local, remote, add } => atomic(
-            shared,
-            local,
-            |local| Op::Atomic {
-                local,
+            SendOp::FetchAdd { remote, add, .. } => Op::Atomic {
+                local: pieces[0],
                 remote,
                 action: Action::FetchAdd(add),
             },
-            f,
-        ),
-        SendOp::BindMw {
-            mw,
-            rkey,
-            mr,
-            offset,
-            len,
-            access,
-        } => f(Ok(Op::Bind(&Bind {
-            window: Arc::clone(&mw.0),
-            region: Arc::clone(&mr.0),
-            rkey,
-            offset,
-            len,
-            access,
-        }))),
-        SendOp::LocalInv { rkey } => f(Ok(Op::Invalidate(rkey))),
-    }
+            SendOp::BindMw {
+                mw,
+                rkey,
+                mr,
+                offset,
+                len,
+                access,
+            } => {
+                let (window, region) = (Arc::clone(&mw.0), Arc::clone(&mr.0));
+                bind = Bind {
+                    window,
+                    region,
+                    rkey,
+                    offset,
+                    len,
+                    access,
+                };
+                Op::Bind(&bind)
+            }
+            SendOp::LocalInv { rkey } => Op::Invalidate(rkey),
+        }))
+    })
 }
 
 #[inline]
-fn atomic<'a, R>(
-    shared: &QpShared,
-    local: Sge<'a, Mr>,
-    op: impl FnOnce(Piece<'_>) -> Op<'_>,
-    f: impl FnOnce(Result<Op<'_>, WcStatus>) -> R,
-) -> R {
-    match Pieces::check(shared, pieces(&[local]), Access::LOCAL_WRITE) {
-        Ok(p) => p.with(|p, _| f(Ok(op(p[0])))),
-        Err(status) => f(Err(status)),
+fn source<'a>(
+    payload: Payload<'a, Mr>,
+    pieces: &'a [Piece<'a>],
+    len: usize,
+) -> (Source<'a>, usize) {
+    match payload {
+        Payload::Inline(bytes) => (Source::Bytes(bytes), bytes.len()),
+        Payload::Regions(_) => (Source::Pieces(pieces), len),
     }
 }

@@ -15,7 +15,7 @@ use crate::engine::{Action, LateWrite, Op, Outcome, Piece, Placing, Source};
 use crate::fault::{Fault, LATE_POLLS, Placement, Shuffle};
 use crate::limits::MAX_SGE;
 use crate::node::lock;
-use crate::post::{Pieces, Record, opcode};
+use crate::post::{Record, opcode, with_pieces};
 use crate::qp::QpShared;
 use crate::region::{Bind, Mr, Mw, Registration};
 use crate::sync::Mutex;
@@ -370,13 +370,13 @@ impl Slot {
             at: *at,
             len: *len,
         });
-        let pieces = match Pieces::check(shared, pieces, need) {
-            Ok(pieces) => pieces,
-            Err(status) => return Outcome::Failed(status),
-        };
         let inline = self.inline_len.map(|len| &self.inline[..len]);
         let (kind, done) = (&self.kind, &mut self.request.done);
-        pieces.with(|pieces, len| {
+        with_pieces(shared, pieces, need, |checked| {
+            let (pieces, len) = match checked {
+                Ok(checked) => checked,
+                Err(status) => return Outcome::Failed(status),
+            };
             let (src, len) = inline.map_or((Source::Pieces(pieces), len), |bytes| {
                 (Source::Bytes(bytes), bytes.len())
             });
