@@ -591,7 +591,7 @@ pub enum Modify {
     Rtr(RtrAttr),
     /// RTR to RTS.
     Rts(RtsAttr),
-    /// Other access flags, state kept (INIT, RTR, RTS).
+    /// Other access flags, state kept (INIT, RTS; the software backends take it in RTR too).
     Access(Access),
     /// Any state to ERR: everything outstanding is flushed.
     Err,

@@ -117,7 +117,9 @@ impl RevokeCaps {
 
     /// The fastest method that is a barrier, if any.
     pub fn fastest_barrier(&self) -> Option<RevokeMethod> {
-        RevokeMethod::ALL.into_iter().find(|m| self.of(*m) == Barrier::Yes)
+        RevokeMethod::ALL
+            .into_iter()
+            .find(|m| self.of(*m) == Barrier::Yes)
     }
 }
 

@@ -19,8 +19,8 @@ use std::ops::Range;
 use mu_softrdma::Memory;
 
 use crate::{
-    Access, AsyncEvent, Capabilities, Completion, Endpoint, Error, Modify, PostError, QpCap, QpState, RecvWr, RemoteAddr,
-    SendWr,
+    Access, AsyncEvent, Capabilities, Completion, Endpoint, Error, Modify, PostError, QpCap,
+    QpState, RecvWr, RemoteAddr, SendWr,
 };
 
 /// A send request for context `C`.
@@ -53,7 +53,10 @@ pub trait MemoryRegion: Send + Sync + 'static {
 
     /// The place of byte `offset` of the registration, for a peer.
     fn remote(&self, offset: usize) -> RemoteAddr {
-        RemoteAddr { addr: self.addr() + offset as u64, rkey: self.rkey() }
+        RemoteAddr {
+            addr: self.addr() + offset as u64,
+            rkey: self.rkey(),
+        }
     }
 }
 
@@ -144,7 +147,7 @@ pub trait Context: Clone + Send + Sync + 'static {
 
     /// What the device can do.
     fn caps(&self) -> &Capabilities;
-    /// Memory that this context can register: zeroed words on huge pages where there are any, locked if the limit allows,
+    /// Memory that this context can register: zeroed words on huge pages where there are any, locked if allowed,
     /// touched. `bytes` is rounded up to whole pages.
     ///
     /// # Errors
@@ -160,7 +163,13 @@ pub trait Context: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// Wrong range or rights, memory of another context, a limit, or the verb's error.
-    fn reg_mr(&self, pd: &Self::Pd, memory: &Memory, range: Range<usize>, access: Access) -> Result<Self::Mr, Error>;
+    fn reg_mr(
+        &self,
+        pd: &Self::Pd,
+        memory: &Memory,
+        range: Range<usize>,
+        access: Access,
+    ) -> Result<Self::Mr, Error>;
     /// A type-2 window (`ibv_alloc_mw(3)`).
     ///
     /// # Errors

@@ -8,12 +8,16 @@
 mod caps;
 mod context;
 mod error;
+#[cfg(feature = "nic")]
+pub mod nic;
 pub mod rights;
 
 #[cfg(feature = "soft")]
 pub mod soft;
 
-pub use caps::{Atomicity, BackendKind, Barrier, Capabilities, Placement, RevokeCaps, RevokeMethod};
+pub use caps::{
+    Atomicity, BackendKind, Barrier, Capabilities, Placement, RevokeCaps, RevokeMethod,
+};
 pub use context::{
     CompletionQueue, Context, MemoryRegion, MemoryWindow, QpControl, QueuePair, Wr, next_rkey,
 };

@@ -25,12 +25,14 @@
 use std::ops::Range;
 
 use crate::{
-    Access, Barrier, Completion, CompletionQueue, Context, Error, Memory, MemoryRegion, MemoryWindow, Modify, PostError,
-    QpControl, QpState, QueuePair, RecvWr, RemoteAddr, RevokeMethod, SendFlags, SendOp, SendWr, WcStatus, next_rkey,
+    Access, Barrier, Completion, CompletionQueue, Context, Error, Memory, MemoryRegion,
+    MemoryWindow, Modify, PostError, QpControl, QpState, QueuePair, RecvWr, RemoteAddr,
+    RevokeMethod, SendFlags, SendOp, SendWr, WcStatus, next_rkey,
 };
 
 /// Every right a peer can have.
-const REMOTE: Access = Access(Access::REMOTE_WRITE.0 | Access::REMOTE_READ.0 | Access::REMOTE_ATOMIC.0);
+const REMOTE: Access =
+    Access(Access::REMOTE_WRITE.0 | Access::REMOTE_READ.0 | Access::REMOTE_ATOMIC.0);
 /// The rights by which a peer changes bytes.
 const CHANGING: Access = Access(Access::REMOTE_WRITE.0 | Access::REMOTE_ATOMIC.0);
 
@@ -181,8 +183,16 @@ pub struct Local<'a, C: Context> {
 
 impl<C: Context> Local<'_, C> {
     /// Posts `op` and waits for its completion.
-    fn request(&mut self, verb: &'static str, op: SendOp<'_, C::Mr, C::Mw>) -> Result<(), RightError> {
-        self.qp.post_send(&SendWr { wr_id: self.wr_id, op, flags: SendFlags::SIGNALED })?;
+    fn request(
+        &mut self,
+        verb: &'static str,
+        op: SendOp<'_, C::Mr, C::Mw>,
+    ) -> Result<(), RightError> {
+        self.qp.post_send(&SendWr {
+            wr_id: self.wr_id,
+            op,
+            flags: SendFlags::SIGNALED,
+        })?;
         match self.completion(verb, false)? {
             WcStatus::SUCCESS => Ok(()),
             status => Err(Error::Request { verb, status }.into()),
@@ -194,11 +204,16 @@ impl<C: Context> Local<'_, C> {
     fn drain(&mut self) -> Result<(), RightError> {
         const VERB: &str = "drain of a queue pair in ERR";
         loop {
-            match self.qp.post_recv(&RecvWr { wr_id: self.wr_id, local: &[] }) {
+            match self.qp.post_recv(&RecvWr {
+                wr_id: self.wr_id,
+                local: &[],
+            }) {
                 Ok(()) => break,
                 // The receives in it are being flushed; each one polled makes room.
                 Err(PostError::QueueFull { .. }) => match self.poll(true) {
-                    (_, 0) if !(self.keep_waiting)() => return Err(RightError::NoCompletion { verb: VERB }),
+                    (_, 0) if !(self.keep_waiting)() => {
+                        return Err(RightError::NoCompletion { verb: VERB });
+                    }
                     _ => {}
                 },
                 Err(e) => return Err(e.into()),
@@ -212,7 +227,9 @@ impl<C: Context> Local<'_, C> {
         loop {
             match self.poll(receive) {
                 (Some(status), _) => return Ok(status),
-                (None, 0) if !(self.keep_waiting)() => return Err(RightError::NoCompletion { verb }),
+                (None, 0) if !(self.keep_waiting)() => {
+                    return Err(RightError::NoCompletion { verb });
+                }
                 _ => {}
             }
         }
@@ -276,16 +293,28 @@ impl<C: Context> PeerRight<C> {
         range: Range<usize>,
         attr: RightAttr,
     ) -> Result<Self, Error> {
-        let invalid = |what: String| Err(Error::Invalid { verb: "PeerRight::new", what });
+        let invalid = |what: String| {
+            Err(Error::Invalid {
+                verb: "PeerRight::new",
+                what,
+            })
+        };
         if attr.qp_kept & CHANGING != Access::NONE {
-            return invalid(format!("{:?} would stay with the peer after a revocation", attr.qp_kept));
+            return invalid(format!(
+                "{:?} would stay with the peer after a revocation",
+                attr.qp_kept
+            ));
         }
         if !attr.access.any_remote() {
             return invalid(format!("{:?} gives a peer no right", attr.access));
         }
         if attr.through == Through::Window && !ctx.caps().memory_windows {
             let device = ctx.caps().device.clone();
-            return Err(Error::Unsupported { verb: "ibv_alloc_mw", device, what: "type-2 memory windows" });
+            return Err(Error::Unsupported {
+                verb: "ibv_alloc_mw",
+                device,
+                what: "type-2 memory windows",
+            });
         }
         Ok(Self {
             mw: None,
@@ -318,10 +347,15 @@ impl<C: Context> PeerRight<C> {
     pub fn grant(&mut self, local: Option<&mut Local<'_, C>>) -> Result<Grant, RightError> {
         let state = self.control.state()?;
         if !matches!(state, QpState::Rtr | QpState::Rts) {
-            return Err(RightError::NotConnected { qp_num: self.control.qp_num(), state });
+            return Err(RightError::NotConnected {
+                qp_num: self.control.qp_num(),
+                state,
+            });
         }
         if self.attr.through == Through::Window && local.is_none() {
-            return Err(RightError::NeedsQueuePair { what: "a window's grant" });
+            return Err(RightError::NeedsQueuePair {
+                what: "a window's grant",
+            });
         }
         self.state = RightState::Unknown;
         self.open_region()?;
@@ -329,9 +363,14 @@ impl<C: Context> PeerRight<C> {
             self.bind(local)?;
         }
         // The flags come last, so that nothing gets in through a right that is half made.
-        self.control.modify(&Modify::Access(self.attr.qp_kept | (self.attr.access & REMOTE)))?;
+        self.control.modify(&Modify::Access(
+            self.attr.qp_kept | (self.attr.access & REMOTE),
+        ))?;
         self.state = RightState::Granted;
-        Ok(Grant { remote: self.remote(), len: self.range.len() })
+        Ok(Grant {
+            remote: self.remote(),
+            len: self.range.len(),
+        })
     }
 
     /// Takes the right away by one method. The result says whether that was a barrier; if not, what was under way may still
@@ -346,7 +385,14 @@ impl<C: Context> PeerRight<C> {
         local: Option<&mut Local<'_, C>>,
     ) -> Result<Revoked, RightError> {
         let barrier = self.apply(method, local)?;
-        Ok(Revoked { method, barrier, steps: vec![Step { method, outcome: Ok(barrier) }] })
+        Ok(Revoked {
+            method,
+            barrier,
+            steps: vec![Step {
+                method,
+                outcome: Ok(barrier),
+            }],
+        })
     }
 
     /// Takes the right away for certain: the queue pair's flags first, since they are fast, and then, unless they are a
@@ -356,7 +402,10 @@ impl<C: Context> PeerRight<C> {
     /// # Errors
     /// [`RightError::NoBarrier`], with what was tried: the peer's bytes may still land. Destroying the queue pair is what
     /// is left then.
-    pub fn revoke_fully(&mut self, mut local: Option<&mut Local<'_, C>>) -> Result<Revoked, RightError> {
+    pub fn revoke_fully(
+        &mut self,
+        mut local: Option<&mut Local<'_, C>>,
+    ) -> Result<Revoked, RightError> {
         let mut steps = Vec::with_capacity(RevokeMethod::ALL.len());
         for method in RevokeMethod::ALL {
             let worth = self.worth(method);
@@ -369,7 +418,11 @@ impl<C: Context> PeerRight<C> {
             let done = matches!(outcome, Ok(Barrier::Yes));
             steps.push(Step { method, outcome });
             if done {
-                return Ok(Revoked { method, barrier: Barrier::Yes, steps });
+                return Ok(Revoked {
+                    method,
+                    barrier: Barrier::Yes,
+                    steps,
+                });
             }
         }
         Err(RightError::NoBarrier { steps })
@@ -390,7 +443,11 @@ impl<C: Context> PeerRight<C> {
             RevokeMethod::Reregister => !self.leaked,
             RevokeMethod::QpFlags | RevokeMethod::QpCycle => true,
         };
-        if fits { self.ctx.caps().revoke.of(method) } else { Barrier::Unsupported }
+        if fits {
+            self.ctx.caps().revoke.of(method)
+        } else {
+            Barrier::Unsupported
+        }
     }
 
     /// One method, with the state kept true whatever happens.
@@ -417,21 +474,30 @@ impl<C: Context> PeerRight<C> {
             RevokeMethod::QpFlags => self.control.modify(&Modify::Access(self.attr.qp_kept))?,
             RevokeMethod::Reregister => self.withdraw()?,
             RevokeMethod::QpCycle => {
-                self.cycle(local.ok_or(RightError::NeedsQueuePair { what: "a queue pair's cycle" })?)?;
+                self.cycle(local.ok_or(RightError::NeedsQueuePair {
+                    what: "a queue pair's cycle",
+                })?)?;
             }
             RevokeMethod::Window => {
-                self.invalidate(local.ok_or(RightError::NeedsQueuePair { what: "a window's invalidation" })?)?;
+                self.invalidate(local.ok_or(RightError::NeedsQueuePair {
+                    what: "a window's invalidation",
+                })?)?;
             }
         }
         let fenced = worth == Barrier::Yes || before == RightState::Fenced;
-        self.state = if fenced { RightState::Fenced } else { RightState::Leaking };
+        self.state = if fenced {
+            RightState::Fenced
+        } else {
+            RightState::Leaking
+        };
         Ok(worth)
     }
 
     /// Takes the peer's registration away, its window with it.
     fn withdraw(&mut self) -> Result<(), RightError> {
         let local_only = self.registered().without(REMOTE);
-        if let (Through::Region, true, Some(mr)) = (self.attr.through, self.ctx.caps().rereg_mr, &mut self.mr)
+        if let (Through::Region, true, Some(mr)) =
+            (self.attr.through, self.ctx.caps().rereg_mr, &mut self.mr)
             && mr.reregister(local_only).is_ok()
         {
             self.open = false;
@@ -462,7 +528,9 @@ impl<C: Context> PeerRight<C> {
     }
 
     fn invalidate(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
-        let Some(mw) = self.mw.as_ref().filter(|_| self.bound) else { return Ok(()) };
+        let Some(mw) = self.mw.as_ref().filter(|_| self.bound) else {
+            return Ok(());
+        };
         local.request("IBV_WR_LOCAL_INV", SendOp::LocalInv { rkey: mw.rkey() })?;
         self.bound = false;
         Ok(())
@@ -470,7 +538,11 @@ impl<C: Context> PeerRight<C> {
 
     /// The rights of the registration itself.
     fn registered(&self) -> Access {
-        let local = if self.attr.access & CHANGING == Access::NONE { Access::NONE } else { Access::LOCAL_WRITE };
+        let local = if self.attr.access & CHANGING == Access::NONE {
+            Access::NONE
+        } else {
+            Access::LOCAL_WRITE
+        };
         match self.attr.through {
             Through::Region => self.attr.access | local,
             Through::Window => self.attr.access.without(REMOTE) | local | Access::MW_BIND,
@@ -482,7 +554,13 @@ impl<C: Context> PeerRight<C> {
         match &mut self.mr {
             Some(_) if self.open => {}
             Some(mr) => mr.reregister(access)?,
-            None => self.mr = Some(self.ctx.reg_mr(&self.pd, &self.memory, self.range.clone(), access)?),
+            None => {
+                self.mr =
+                    Some(
+                        self.ctx
+                            .reg_mr(&self.pd, &self.memory, self.range.clone(), access)?,
+                    )
+            }
         }
         self.open = true;
         Ok(())
@@ -501,9 +579,21 @@ impl<C: Context> PeerRight<C> {
         if self.mw.is_none() {
             self.mw = Some(self.ctx.alloc_mw(&self.pd)?);
         }
-        let (Some(mw), Some(mr)) = (&self.mw, &self.mr) else { unreachable!("both were made above") };
+        let (Some(mw), Some(mr)) = (&self.mw, &self.mr) else {
+            unreachable!("both were made above")
+        };
         let (rkey, access) = (next_rkey(mw.rkey()), self.attr.access & REMOTE);
-        local.request("IBV_WR_BIND_MW", SendOp::BindMw { mw, rkey, mr, offset: 0, len: self.range.len(), access })?;
+        local.request(
+            "IBV_WR_BIND_MW",
+            SendOp::BindMw {
+                mw,
+                rkey,
+                mr,
+                offset: 0,
+                len: self.range.len(),
+                access,
+            },
+        )?;
         self.bound = true;
         Ok(())
     }
@@ -515,6 +605,9 @@ impl<C: Context> PeerRight<C> {
             Through::Region => mr.rkey(),
             Through::Window => self.mw.as_ref().expect("a granted window exists").rkey(),
         };
-        RemoteAddr { addr: mr.addr(), rkey: key }
+        RemoteAddr {
+            addr: mr.addr(),
+            rkey: key,
+        }
     }
 }
