@@ -1,1 +1,6 @@
-//! Microsecond state machine replication.
+//! Microsecond state machine replication over one-sided RDMA writes.
+//!
+//! What is here so far is the verbs layer that everything above stands on: one interface over real NICs and over
+//! memory.
+
+pub use mu_verbs as verbs;

@@ -1,2 +1,13 @@
-//! The `mu` command.
-fn main() {}
+//! The `mu` command: reads the command line, runs one command, and turns its outcome into an exit status.
+
+mod bench;
+mod cmd;
+mod rdma;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    cmd::Cli::parse().run()
+}

@@ -1,9 +1,9 @@
 //! Copies between words, and between words and private bytes, at byte granularity.
 //!
-//! Every access to shared memory is a whole 64-bit word: loads are Acquire, stores Release, in ascending address order, so
-//! a reader that sees a word of a copy with Acquire also sees every word before it. A word that is covered only in part
-//! (the ends of an unaligned range) is merged by compare-and-swap, which keeps its neighbours' bytes. Long aligned middles
-//! go through [`copy_raw`](crate::copy_raw), which keeps the same promises with wider stores.
+//! Every access to shared memory is a whole 64-bit word: loads are Acquire, stores Release, in ascending address
+//! order, so a reader that sees a word of a copy with Acquire also sees every word before it. A word that is covered
+//! only in part (the ends of an unaligned range) is merged by compare-and-swap, which keeps its neighbours' bytes.
+//! Long aligned middles go through [`copy_raw`](crate::copy_raw), which keeps the same promises with wider stores.
 
 use crate::copy_raw;
 use crate::limits::WORD;
@@ -120,12 +120,18 @@ mod tests {
     fn agrees_with_plain_slices() {
         let data: Vec<u8> = (0..600).map(|i| (i * 7 + 1) as u8).collect();
         let lens: Vec<usize> = if cfg!(miri) {
-            vec![0, 1, 8, 15, 200]
+            vec![0, 1, 8, 15, 40]
         } else {
             (0..34).chain([127, 128, 129, 500]).collect()
         };
-        for dst_at in 0..17 {
-            for src_at in 0..17 {
+        // Miri needs a second for some twenty of these.
+        let places: &[usize] = if cfg!(miri) {
+            &[0, 3, 13]
+        } else {
+            &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+        };
+        for &dst_at in places {
+            for &src_at in places {
                 for &len in &lens {
                     let src = words(80);
                     bytes_to_words(&src, src_at, &data[..len]);

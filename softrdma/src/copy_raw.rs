@@ -3,12 +3,13 @@
 //! # Why the wide path is sound
 //!
 //! The block of assembly is to the compiler an unknown function that may do to the words what Rust code may: one atomic
-//! store a word, in ascending order. It does no less on the machine: both addresses are 16-byte aligned, aligned 16-byte
-//! loads and stores are single-copy atomic on every processor with AVX by its maker's statement, and on any x86-64 an
-//! aligned 8-byte lane of them is never torn (tearing happens at cache-line borders only). Under x86's total store order
-//! stores become visible in program order, so each is a Release store, and a copy is visible in ascending steps of at most
-//! 16 bytes. Whole-message order as seen through words is therefore kept up to pairs of words; the last word of a copy is
-//! always stored alone, so whoever sees it sees all the others. Loom and Miri, and sanitizer builds, take the plain loop.
+//! store a word, in ascending order. It does no less on the machine: both addresses are 16-byte aligned, aligned
+//! 16-byte loads and stores are single-copy atomic on every processor with AVX by its maker's statement, and on any
+//! x86-64 an aligned 8-byte lane of them is never torn (tearing happens at cache-line borders only). Under x86's
+//! total store order stores become visible in program order, so each is a Release store, and a copy is visible in
+//! ascending steps of at most 16 bytes. Whole-message order as seen through words is therefore kept up to pairs of
+//! words; the last word of a copy is always stored alone, so whoever sees it sees all the others. Loom and Miri, and
+//! sanitizer builds, take the plain loop.
 
 use crate::limits::WORD;
 use crate::sync::{Ordering, Word};
@@ -86,9 +87,10 @@ fn wide(dst: *const u8, src: *const u8, len: usize, shared: Shared) -> usize {
     }
     let steps = (len - WORD) / STEP;
     let n = steps * STEP;
-    // SAFETY: `dst..dst+n` and `src..src+n` lie inside the slices of the three callers, which assert equal lengths and pass
-    // pointers made from them; a private target is the caller's `&mut`. Shared words are `AtomicU64`, so stores through a
-    // shared reference are allowed; the module header argues that the wide accesses are word-atomic and ordered.
+    // SAFETY: `dst..dst+n` and `src..src+n` lie inside the slices of the three callers, which assert equal lengths
+    // and pass pointers made from them; a private target is the caller's `&mut`. Shared words are `AtomicU64`, so
+    // stores through a shared reference are allowed; the module header argues that the wide accesses are word-atomic
+    // and ordered.
     unsafe {
         std::arch::asm!(
             "2:",

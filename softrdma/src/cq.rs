@@ -1,6 +1,6 @@
 //! Completion queues. Each queue pair has a ring of its own, with one producer and one consumer; polling looks at the
-//! rings of all queue pairs that are attached, starting at another one each time. So no producer waits for another, and a
-//! peer's process never writes into this one's memory except into its lane.
+//! rings of all queue pairs that are attached, starting at another one each time. So no producer waits for another,
+//! and a peer's process never writes into this one's memory except into its lane.
 
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ struct Source {
     receives: bool,
     epoch: u64,
     incarnation: u32,
+    generation: u32,
     failed: bool,
     lane: Option<Arc<Lane>>,
     /// Receives delivered.
@@ -126,6 +127,7 @@ impl Source {
             receives,
             epoch: 0,
             incarnation: 0,
+            generation: 0,
             failed: false,
             lane: None,
             delivered,
@@ -136,7 +138,7 @@ impl Source {
     fn poll(&mut self, out: &mut [Completion]) -> usize {
         if let Some(lane) = &self.lane
             && !self.failed
-            && self.qp.has_nak(lane)
+            && self.qp.has_nak(lane, self.generation)
         {
             // Takes the refusal in, which raises the epoch.
             drop(self.qp.lock());
@@ -163,6 +165,7 @@ impl Source {
         self.epoch = self.qp.epoch.load(Ordering::Acquire);
         self.failed = ctl.state == QpState::Err;
         self.incarnation = ctl.incarnation;
+        self.generation = ctl.generation;
         self.lane.clone_from(&ctl.lane);
         let base = qp_row(self.qp.node.ctl.words(), self.qp.slot)
             .recv_base()
@@ -210,11 +213,13 @@ impl Source {
 
     #[inline]
     fn poll_receives(&mut self, out: &mut [Completion]) -> usize {
-        let Some(lane) = &self.lane else { return 0 };
-        let words = lane.memory.words();
-        let done = lane_row(words, self.qp.slot)
-            .recv_done()
-            .load(Ordering::Acquire);
+        // There is no lane before RTR: what was posted then can only be flushed.
+        let lane = self.lane.as_ref().map(|lane| lane.memory.words());
+        let done = lane.map_or(0, |words| {
+            lane_row(words, self.qp.slot)
+                .recv_done()
+                .load(Ordering::Acquire)
+        });
         if done <= self.delivered && !self.failed {
             return 0;
         }
@@ -231,7 +236,7 @@ impl Source {
                 qp_num: self.qp.qp_num,
                 ..Completion::EMPTY
             };
-            if index < done {
+            if let Some(words) = lane.filter(|_| index < done) {
                 let [head, tail, ..] = inbound_record(words, self.qp.slot, index);
                 let (head, tail) = (head.load(Ordering::Relaxed), tail.load(Ordering::Relaxed));
                 out[n].status = WcStatus((head & 0xff) as u32);

@@ -18,8 +18,8 @@ use crate::qp::QpShared;
 use crate::region::{Bind, Registration, invalidate};
 use crate::sync::{Ordering, Word};
 use crate::table::{
-    LaneRow, Nak, Permission, QpRow, RegionState, inbound_record, key_slot, lane_row, qp_row,
-    qp_slot, recv_record, region_row,
+    LaneRow, Nak, Permission, QpRow, RegionState, WriterRow, inbound_record, key_slot, lane_row,
+    qp_row, qp_slot, recv_record, region_row, writer_row,
 };
 use crate::types::{Access, QpState, RemoteAddr, RtrAttr, WcOpcode, WcStatus};
 
@@ -30,6 +30,8 @@ pub(crate) struct Path {
     me: u64,
     pub(crate) target_qp: u32,
     slot: usize,
+    /// The initiator's queue pair, as slot.
+    own_slot: usize,
     /// What the target's row must say: its own number and this queue pair's.
     numbers: u64,
     mtu: usize,
@@ -138,7 +140,7 @@ enum Stop {
 
 impl Source<'_> {
     /// Copies `n` bytes of the message from byte `from` on to byte `at` of `dst`.
-    #[inline]
+    #[inline(always)]
     fn place(&self, from: usize, n: usize, dst: &[Word], at: usize) {
         match self {
             Source::Bytes(bytes) => copy::bytes_to_words(dst, at, &bytes[from..from + n]),
@@ -198,6 +200,7 @@ impl Path {
             me: qp.node.id,
             target_qp: remote.qp_num,
             slot: qp_slot(remote.qp_num),
+            own_slot: qp.slot,
             numbers: u64::from(remote.qp_num) << 32 | u64::from(qp.qp_num),
             mtu: attr.path_mtu.bytes(),
         })
@@ -255,20 +258,25 @@ impl Path {
         lane_row(self.view.lane.words(), self.slot)
     }
 
-    /// Runs one chunk inside the gate, reports a refusal to the target, and turns it into an outcome.
     #[inline]
+    fn writer(&self) -> WriterRow<'_> {
+        writer_row(self.view.lane.words(), self.own_slot)
+    }
+
+    /// Runs one chunk inside the gate, reports a refusal to the target, and turns it into an outcome.
+    #[inline(always)]
     fn chunk(
         &self,
         need: Access,
         f: impl FnOnce(Permission) -> Result<(), Stop>,
     ) -> Result<(), Outcome> {
-        let lane = self.lane();
-        let inside = gate::begin(lane.seq());
+        let inside = gate::begin(self.writer().seq());
         let result = self.admit(need).and_then(f);
         match result {
-            Err(Stop::Nak(nak, generation)) => {
-                lane.nak().store(nak.to_word(generation), Ordering::Release)
-            }
+            Err(Stop::Nak(nak, generation)) => self
+                .lane()
+                .nak()
+                .store(nak.to_word(generation), Ordering::Release),
             Err(Stop::Crashed) => std::mem::forget(inside),
             _ => {}
         }
@@ -290,7 +298,7 @@ impl Path {
     }
 
     /// W3: the target's queue pair as it is now.
-    #[inline]
+    #[inline(always)]
     fn admit(&self, need: Access) -> Result<Permission, Stop> {
         let row = self.row();
         let permission = Permission::load(row.permission());
@@ -308,7 +316,7 @@ impl Path {
     }
 
     /// The memory behind `addr..addr + len` under `key`, if the target's region allows `need`.
-    #[inline]
+    #[inline(always)]
     fn translate(
         &self,
         p: Permission,
@@ -384,7 +392,7 @@ impl Path {
                 };
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_WRITE)?;
-                    self.lane().mark(memory.id(), at + from, n, true);
+                    self.writer().mark(memory.id(), at + from, n, true);
                     self.place(src, from, n, (memory, at + from), how)?;
                 }
                 if let Some(index) = receive {
@@ -458,7 +466,7 @@ impl Path {
             let step = self.chunk(Access::REMOTE_READ, |p| {
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_READ)?;
-                    self.lane().mark(memory.id(), at + from, n, false);
+                    self.writer().mark(memory.id(), at + from, n, false);
                     for_each_piece(dst, from, n, |piece, skip, part, n| {
                         let target = piece.reg.memory.words();
                         copy::words_to_words(
@@ -556,7 +564,7 @@ impl Path {
         };
         match self.translate(p, place, len, Access::LOCAL_WRITE) {
             Ok((memory, at)) => {
-                self.lane().mark(memory.id(), at + from, n, true);
+                self.writer().mark(memory.id(), at + from, n, true);
                 src.place(from, n, memory.words(), at + from);
                 Ok(())
             }
@@ -593,7 +601,7 @@ impl Path {
                 return Err(Stop::Nak(Nak::InvalidRequest, p.generation));
             }
             let (memory, at) = self.translate(p, remote, 8, Access::REMOTE_ATOMIC)?;
-            self.lane().mark(memory.id(), at, 8, true);
+            self.writer().mark(memory.id(), at, 8, true);
             let word = &memory.words()[at / 8];
             old = match action {
                 Action::FetchAdd(add) => word.fetch_add(add, Ordering::SeqCst),

@@ -13,18 +13,19 @@
 //! ```
 //!
 //! The two fences are totally ordered. If W2 is first, R3 sees at least the odd value of W1 and R4 waits for W5, whose
-//! Release makes the copied words visible: they landed before the revocation returned. If R2 is first, W3 sees R1 and the
-//! copy does not happen. Either way nothing lands afterwards. R4 waits for a change and not for an even value, so a writer
-//! that goes on posting (and is refused each time) cannot hold the revoker up. W1 is a Release store because the revoker
-//! may see the *next* odd value instead of W5's even one: that value must carry the finished copy as well.
+//! Release makes the copied words visible: they landed before the revocation returned. If R2 is first, W3 sees R1 and
+//! the copy does not happen. Either way nothing lands afterwards. R4 waits for a change and not for an even value, so
+//! a writer that goes on posting (and is refused each time) cannot hold the revoker up. W1 is a Release store because
+//! the revoker may see the *next* odd value instead of W5's even one: that value must carry the finished copy as
+//! well.
 //!
-//! A writer that stops inside W4 leaves the sequence odd. [`quiesce`] then reports a stall, and the caller has to fence it
-//! by other means or wait for its death; it must not grant the right again while the sequence is odd.
+//! A writer that stops inside W4 leaves the sequence odd. [`quiesce`] then reports a stall, and the caller has to
+//! fence it by other means or wait for its death; it must not grant the right again while the sequence is odd.
 
 use crate::sync::{Ordering, Word, fence};
 
-/// Runs `chunk` between W1 and W5. It must check the permission (W3) before it touches memory. If it unwinds, the sequence
-/// ends even all the same.
+/// Runs `chunk` between W1 and W5. It must check the permission (W3) before it touches memory. If it unwinds, the
+/// sequence ends even all the same.
 #[inline]
 pub fn enter<R>(seq: &Word, chunk: impl FnOnce() -> R) -> R {
     let inside = begin(seq);

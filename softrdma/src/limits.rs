@@ -1,16 +1,28 @@
 //! Every limit of the software backend, with the relations between them.
 
-/// Queue pairs in one context. Loom builds are small, since every word is a tracked object there.
-pub const MAX_QPS: usize = if cfg!(loom) { 2 } else { 64 };
+/// Queue pairs in one context. Builds for loom and Miri are small, since every word is a tracked object there.
+pub const MAX_QPS: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    8
+} else {
+    64
+};
 /// Registrations (memory regions and windows) alive at once in one context.
-pub const MAX_REGIONS: usize = if cfg!(loom) { 2 } else { 256 };
+pub const MAX_REGIONS: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    16
+} else {
+    256
+};
 /// Memories allocated in the life of one context; their numbers are never used again.
 pub const MAX_MEMORIES: usize = 256;
 /// Receive requests one queue pair holds.
 pub const MAX_RECV_WR: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
-    32
+    128
 } else {
     256
 };

@@ -44,9 +44,9 @@ impl Map {
     /// The words.
     #[inline]
     pub(crate) fn words(&self) -> &[Word] {
-        // SAFETY: `base` points to `words` initialised words (zero bytes are a valid atomic) that stay mapped as long as
-        // `self` lives: every constructor of this file sees to it, and only `drop` unmaps. They are never handed out in
-        // any other form, so all accesses are atomic, those of other processes included.
+        // SAFETY: `base` points to `words` initialised words (zero bytes are a valid atomic) that stay mapped as long
+        // as `self` lives: every constructor of this file sees to it, and only `drop` unmaps. They are never handed
+        // out in any other form, so all accesses are atomic, those of other processes included.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
     }
 
@@ -67,7 +67,11 @@ impl Map {
     pub(crate) fn anonymous(bytes: usize) -> Result<Self, Error> {
         // Small on purpose: each word is an object of its own to loom.
         let words = bytes.div_ceil(WORD).max(1);
+        #[cfg(loom)]
         let boxed: Box<[Word]> = (0..words).map(|_| Word::new(0)).collect();
+        // Zeroed as a whole: Miri takes a second for ten thousand words one by one. The two types have one layout.
+        #[cfg(miri)]
+        let boxed = vec![0u64; words].into_boxed_slice();
         let base = NonNull::from(Box::leak(boxed)).cast();
         Ok(Self {
             base,
@@ -178,9 +182,9 @@ mod os {
 
         /// Takes over a fresh mapping: no inheritance by a child, locked if allowed.
         fn finish(base: NonNull<libc::c_void>, len: usize, page_bytes: usize) -> Self {
-            // A failure of the next three costs speed or protection against `fork`, never correctness: what matters of it
-            // (`locked`) is kept and shown.
-            // SAFETY: the range is exactly the fresh mapping, and the advice does not change its contents.
+            // A failure of the next three costs speed or protection against `fork`, never correctness: what matters
+            // of it (`locked`) is kept and shown. SAFETY: the range is exactly the fresh mapping, and the advice does
+            // not change its contents.
             let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTFORK) };
             if page_bytes == PAGE && len >= HUGE {
                 // SAFETY: as above.

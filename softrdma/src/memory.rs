@@ -125,7 +125,8 @@ impl Memory {
         copy::bytes_to_words(self.words(), at, bytes);
     }
 
-    /// Copies bytes out from byte `at`, ascending. The copy is what may be checked and trusted: the words may change again.
+    /// Copies bytes out from byte `at`, ascending. The copy is what may be checked and trusted: the words may change
+    /// again.
     ///
     /// # Panics
     /// If the range lies outside.

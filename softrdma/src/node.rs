@@ -50,8 +50,8 @@ pub(crate) trait Fabric: Send + Sync {
     fn lane(&self, me: &NodeShared, peer: u64) -> Result<Arc<Lane>, Error>;
     /// Called when a request names memory that `view` has not: takes in announcements that have already been sent.
     fn catch_up(&self, view: &View);
-    /// Waits for or fences the writer behind row `slot` of `lane`, which is in the middle of a copy. Called again and
-    /// again while it is, with how long it was so.
+    /// Waits for or fences the writer behind writer row `slot` of `lane`, which is in the middle of a copy. Called
+    /// again and again while it is, with how long it was so.
     fn stalled(&self, lane: &Lane, slot: usize, waited: Duration) -> Stalled;
     /// Makes writes visible that the initiator already completed (late visibility of the placement modes).
     fn settle(&self, initiator: u64, qp_num: u32);
@@ -218,8 +218,8 @@ impl Node {
     }
 
     /// Takes `memory` out of every peer's reach for good: the last resort against a writer that a revocation found
-    /// stalled in mid-copy and could not fence ([`Error::WriterStalled`]). The memory keeps its address and contents, but
-    /// its pages are new; what the stalled writer still stores goes to the old ones.
+    /// stalled in mid-copy and could not fence ([`Error::WriterStalled`]). The memory keeps its address and contents,
+    /// but its pages are new; what the stalled writer still stores goes to the old ones.
     ///
     /// Afterwards no registration of the memory gives a peer any right until it is
     /// [re-registered](Mr::reregister), and queue pairs whose writer is stalled are in ERR.

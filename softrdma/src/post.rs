@@ -92,7 +92,10 @@ impl Poster {
         if ctl.incarnation != self.incarnation {
             self.incarnation = ctl.incarnation;
             self.floor = self.posted;
-            self.recv_floor = self.recv_posted;
+            // Not what was posted: a receive that was posted while RESET was under way may have come after it.
+            self.recv_floor = qp_row(shared.node.ctl.words(), shared.slot)
+                .recv_base()
+                .load(Ordering::Relaxed);
         }
     }
 
@@ -110,8 +113,8 @@ impl Poster {
         if self.posted - self.floor >= depth {
             self.floor = self.floor.max(shared.reclaimed.load(Ordering::Acquire));
         }
-        // The ring holds two depths: it has room for all of this incarnation unless completions that a RESET forgot have
-        // not been polled away yet.
+        // The ring holds two depths: it has room for all of this incarnation unless completions that a RESET forgot
+        // have not been polled away yet.
         self.posted - self.floor < depth && shared.ring.free() >= depth
     }
 }
@@ -380,7 +383,8 @@ fn check_send(shared: &QpShared, wr: &SendWr<'_, Mr, Mw>) -> Result<(), PostErro
 }
 
 impl<'a> Piece<'a> {
-    /// Own context and domain, still registered, inside the region, with the right `need`: then with its place in memory.
+    /// Own context and domain, still registered, inside the region, with the right `need`: then with its place in
+    /// memory.
     #[inline]
     fn checked(self, shared: &QpShared, need: Access) -> Option<Self> {
         let reg = self.reg;

@@ -1,8 +1,9 @@
 //! The control side of a queue pair: states, rights, and the target's part of the gate.
 //!
 //! The state and the rights live twice: in [`Ctl`] under a mutex, which is the truth, and in the permission word of the
-//! control segment, which is what peers check. Every change raises `epoch`; the posting and the polling thread keep copies
-//! of what they need and take new ones when the epoch they saw is old, so that neither locks while nothing changes.
+//! control segment, which is what peers check. Every change raises `epoch`; the posting and the polling thread keep
+//! copies of what they need and take new ones when the epoch they saw is old, so that neither locks while nothing
+//! changes.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool as StdBool;
@@ -18,7 +19,7 @@ use crate::post::Poster;
 use crate::ring::Ring;
 use crate::slow::{Late, Slow};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Word, spin_hint};
-use crate::table::{Nak, Permission, lane_row, qp_row};
+use crate::table::{Nak, Permission, lane_row, qp_row, qp_slot, writer_row};
 use crate::types::{Access, AsyncEvent, Endpoint, Modify, QpCap, QpState, RtrAttr, RtsAttr};
 
 /// A queue pair (`struct ibv_qp`): the end that posts. Its rights and states are changed through [`Control`].
@@ -66,6 +67,8 @@ pub(crate) struct Ctl {
     pub(crate) rts: RtsAttr,
     /// What the peer writes to me, from RTR on.
     pub(crate) lane: Option<Arc<Lane>>,
+    /// The peer's queue pair, as slot of its row in the lane.
+    writer: usize,
     /// The way to the peer, from RTR on.
     pub(crate) path: Option<Arc<Path>>,
     /// Counts RESETs: requests and completions of earlier incarnations are forgotten.
@@ -121,6 +124,7 @@ impl Qp {
                     psn: 0,
                     rts: RtsAttr::default(),
                     lane: None,
+                    writer: 0,
                     path: None,
                     incarnation: 0,
                 }),
@@ -237,8 +241,8 @@ impl Control {
     /// Changes its state or rights. A change that removes a right returns when nothing lands under it any more.
     ///
     /// # Errors
-    /// A change that the state table forbids, an endpoint that cannot be reached, or a writer that is stalled in mid-copy
-    /// and cannot be fenced; the right is withdrawn then, but one chunk may still land.
+    /// A change that the state table forbids, an endpoint that cannot be reached, or a writer that is stalled in
+    /// mid-copy and cannot be fenced; the right is withdrawn then, but one chunk may still land.
     pub fn modify(&self, change: &Modify) -> Result<(), Error> {
         self.0.modify(change)
     }
@@ -299,6 +303,7 @@ impl QpShared {
         let remote = attr.remote;
         let path = Path::open(self, attr)?;
         ctl.lane = Some(self.node.fabric.lane(&self.node, remote.node)?);
+        ctl.writer = qp_slot(remote.qp_num);
         // The re-grant rule: a writer of an earlier connection must not be in the middle of a copy.
         self.settle_writer(ctl, "ibv_modify_qp")?;
         self.refuse_fenced(ctl)?;
@@ -397,8 +402,8 @@ impl QpShared {
         let Some(lane) = &ctl.lane else { return Ok(()) };
         let mut wait = Wait::default();
         let stalled = gate::quiesce(
-            lane_row(lane.memory.words(), self.slot).seq(),
-            || match wait.step(|waited| self.node.fabric.stalled(lane, self.slot, waited)) {
+            writer_row(lane.memory.words(), ctl.writer).seq(),
+            || match wait.step(|waited| self.node.fabric.stalled(lane, ctl.writer, waited)) {
                 Stalled::Wait => None,
                 other => Some(other),
             },
@@ -414,8 +419,8 @@ impl QpShared {
         Ok(())
     }
 
-    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes to
-    /// ERR, so that the writer sees after its copy that it may not count it, and its lane is never used again.
+    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes
+    /// to ERR, so that the writer sees after its copy that it may not count it, and its lane is never used again.
     pub(crate) fn abandon_writer(&self) {
         let mut ctl = lock(&self.ctl);
         if self.withdraw(&mut ctl, QpState::Err).is_err()
@@ -436,13 +441,14 @@ impl QpShared {
         }
     }
 
-    /// A peer that was refused says so in its lane; the specification wants both ends in ERR.
+    /// A peer that was refused says so in its lane; the specification wants both ends in ERR. A refusal of an earlier
+    /// generation stays there and means nothing.
     #[inline]
-    pub(crate) fn has_nak(&self, lane: &Lane) -> bool {
-        lane_row(lane.memory.words(), self.slot)
+    pub(crate) fn has_nak(&self, lane: &Lane, generation: u32) -> bool {
+        let word = lane_row(lane.memory.words(), self.slot)
             .nak()
-            .load(Ordering::Acquire)
-            != 0
+            .load(Ordering::Acquire);
+        Nak::from_word(word).is_some_and(|(of, _)| of == generation)
     }
 
     fn absorb_nak(&self, ctl: &mut Ctl) {
@@ -485,9 +491,11 @@ impl QpShared {
             cq.detach(self);
         }
         let mut ctl = lock(&self.ctl);
+        let initiator = ctl.initiator();
         self.withdraw(&mut ctl, QpState::Reset)?;
         self.forget(&mut ctl);
         drop(ctl);
+        self.settle_late(initiator);
         lock(&self.slow).clear();
         self.node.remove_qp(self.slot);
         Ok(())

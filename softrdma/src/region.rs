@@ -135,8 +135,8 @@ impl Mr {
     /// Changes the rights, key kept. When it returns, nothing lands under a right that was removed.
     ///
     /// # Errors
-    /// Rights that cannot be registered, or a stalled writer: only what both the old and the new rights allow holds then,
-    /// and the writer's copy may go on.
+    /// Rights that cannot be registered, or a stalled writer: only what both the old and the new rights allow holds
+    /// then, and the writer's copy may go on.
     pub fn reregister(&mut self, access: Access) -> Result<(), Error> {
         const VERB: &str = "ibv_rereg_mr";
         if !access.is_registrable() {
@@ -198,8 +198,8 @@ impl Mr {
 
 impl Drop for Mr {
     fn drop(&mut self) {
-        // A failure leaves the slot taken for good, which `close` would have reported; the rights are withdrawn already,
-        // and the memory lives on as long as a peer or a window holds it.
+        // A failure leaves the slot taken for good, which `close` would have reported; the rights are withdrawn
+        // already, and the memory lives on as long as a peer or a window holds it.
         let _ = self.deregister();
     }
 }

@@ -1,9 +1,9 @@
 //! A ring of four-word records from one producer to one consumer: the completions of one side of one queue pair.
 //!
-//! The producer stores a record's words Relaxed and then the head with Release; the consumer loads the head with Acquire
-//! and then the words. The consumer's tail, stored with Release after the words were read, lets the producer use the slot
-//! again (its Acquire load of the tail orders the overwriting after the reading). Head and tail count for ever and are
-//! reduced by the capacity, a power of two, only to find a slot, so full and empty differ.
+//! The producer stores a record's words Relaxed and then the head with Release; the consumer loads the head with
+//! Acquire and then the words. The consumer's tail, stored with Release after the words were read, lets the producer
+//! use the slot again (its Acquire load of the tail orders the overwriting after the reading). Head and tail count
+//! for ever and are reduced by the capacity, a power of two, only to find a slot, so full and empty differ.
 
 use crossbeam_utils::CachePadded;
 

@@ -1,9 +1,10 @@
 //! The slow way of send requests: those that cannot run at once, and all behind them, wait here in order.
 //!
-//! A request waits because the peer's queue pair does not answer (yet), because no receive is posted there, or because a
-//! test asked for a placement mode or a fault. Posting and polling let the queue go on. While `is_slow` is set, everything
-//! about the send side, the sequence word included, happens under this queue's lock, so that there is one writer at any
-//! time; the posting thread alone sets and clears the flag, the latter under the lock with the queue empty.
+//! A request waits because the peer's queue pair does not answer (yet), because no receive is posted there, or
+//! because a test asked for a placement mode or a fault. Posting and polling let the queue go on. While `is_slow` is
+//! set, everything about the send side, the sequence word included, happens under this queue's lock, so that there is
+//! one writer at any time; the posting thread alone sets and clears the flag, the latter under the lock with the
+//! queue empty.
 //!
 //! All slots are allocated when the queue pair is made.
 
@@ -245,14 +246,17 @@ impl Slow {
                     ) {
                         lock(&self.late).land();
                     }
-                    let mut late = lock(&self.late);
+                    // Held only where writes are held back: other requests may have to settle both directions.
+                    let holds_back = self.placement == Placement::Late
+                        && matches!(slot.kind, Kind::Write { .. });
+                    let mut late = holds_back.then(|| lock(&self.late));
                     let mut how = Placing {
                         shuffle: self
                             .placement
                             .shuffled()
                             .map(|block| (block, &mut self.shuffle)),
                         one_chunk: self.placement == Placement::TornAtMtu,
-                        late: (self.placement == Placement::Late).then_some(&mut late.writes),
+                        late: late.as_mut().map(|late| &mut late.writes),
                         crash_after: None,
                     };
                     slot.step(shared, &path, &rts, &mut how)

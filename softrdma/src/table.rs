@@ -1,9 +1,9 @@
 //! Layout of the two segments that a pair of contexts shares, as words.
 //!
-//! The *control* segment belongs to the target and only it writes there: the permission word of each of its queue pairs,
-//! its regions, its posted receives. Peers map it read-only. The *lane* is made by the target for one peer and only that
-//! peer writes there: the sequence word of the gate, refusals, and completions of receives. Either side treats what the
-//! other writes as input: every index and length taken from it is checked before use.
+//! The *control* segment belongs to the target and only it writes there: the permission word of each of its queue
+//! pairs, its regions, its posted receives. Peers map it read-only. The *lane* is made by the target for one peer and
+//! only that peer writes there: the sequence word of the gate, refusals, and completions of receives. Either side
+//! treats what the other writes as input: every index and length taken from it is checked before use.
 
 use crate::limits::{MAX_QPS, MAX_RECV_WR, MAX_REGIONS, WORD};
 use crate::sync::{Ordering, Word};
@@ -21,8 +21,9 @@ const RECVS_AT: usize = REGIONS_AT + MAX_REGIONS * ROW;
 /// Bytes of a control segment.
 pub(crate) const CTL_BYTES: usize = (RECVS_AT + MAX_QPS * MAX_RECV_WR * RECV) * WORD;
 
-/// Rows of a lane: queue pairs of the target, then completions of their receives.
-const INBOUND_AT: usize = MAX_QPS * ROW;
+/// Rows of a lane: queue pairs of the peer as writers, queue pairs of the target, then completions of their receives.
+const LANE_QPS_AT: usize = MAX_QPS * ROW;
+const INBOUND_AT: usize = LANE_QPS_AT + MAX_QPS * ROW;
 /// Bytes of a lane.
 pub(crate) const LANE_BYTES: usize = (INBOUND_AT + MAX_QPS * MAX_RECV_WR * RECV) * WORD;
 
@@ -60,7 +61,18 @@ pub(crate) fn recv_record(ctl: &[Word], slot: usize, index: u64) -> &[Word; RECV
 #[inline]
 pub(crate) fn lane_row(lane: &[Word], slot: usize) -> LaneRow<'_> {
     assert!(slot < MAX_QPS);
-    LaneRow(lane[slot * ROW..][..ROW].try_into().expect("a row"))
+    LaneRow(
+        lane[LANE_QPS_AT + slot * ROW..][..ROW]
+            .try_into()
+            .expect("a row"),
+    )
+}
+
+/// The row of the peer's own queue pair `slot` in a lane.
+#[inline]
+pub(crate) fn writer_row(lane: &[Word], slot: usize) -> WriterRow<'_> {
+    assert!(slot < MAX_QPS);
+    WriterRow(lane[slot * ROW..][..ROW].try_into().expect("a row"))
 }
 
 /// The completion of receive number `index` of the target's queue pair `slot` in a lane.
@@ -155,46 +167,55 @@ impl<'a> RegionRow<'a> {
     }
 }
 
-/// The peer's row in a lane for one of the target's queue pairs.
+/// The peer's row in a lane for one of the target's queue pairs. Only the queue pair that is connected to that one
+/// writes here, inside the gate.
 #[derive(Clone, Copy)]
 pub(crate) struct LaneRow<'a>(&'a [Word; ROW]);
 
 impl<'a> LaneRow<'a> {
+    /// Why the peer saw itself refused: generation of the permission (high half) and a [`Nak`] code; 0 for never.
+    #[inline]
+    pub(crate) fn nak(self) -> &'a Word {
+        &self.0[0]
+    }
+    /// Receives completed: the number of the next one.
+    #[inline]
+    pub(crate) fn recv_done(self) -> &'a Word {
+        &self.0[1]
+    }
+}
+
+/// What one queue pair of the peer says of itself in a lane. It is the queue pair's own row and not the target's: a
+/// former peer of a queue pair may still be trying, and the sequence word must have one writer.
+#[derive(Clone, Copy)]
+pub(crate) struct WriterRow<'a>(&'a [Word; ROW]);
+
+impl<'a> WriterRow<'a> {
     /// The sequence word of the gate.
     #[inline]
     pub(crate) fn seq(self) -> &'a Word {
         &self.0[0]
     }
-    /// Why the peer saw itself refused: generation of the permission (high half) and a [`Nak`] code; 0 for never.
-    #[inline]
-    pub(crate) fn nak(self) -> &'a Word {
-        &self.0[1]
-    }
-    /// Receives completed: the number of the next one.
-    #[inline]
-    pub(crate) fn recv_done(self) -> &'a Word {
-        &self.0[2]
-    }
 
-    /// Says which bytes the copy under way touches, so that a writer that stops in the middle can be fenced by protecting
-    /// just those pages. Called inside the gate, before the first store of the copy.
+    /// Says which bytes the copy under way touches, so that a writer that stops in the middle can be fenced by
+    /// protecting just those pages. Called inside the gate, before the first store of the copy.
     #[inline]
     pub(crate) fn mark(self, memory: u32, at: usize, len: usize, stores: bool) {
-        self.0[4].store(
+        self.0[2].store(
             u64::from(memory) << 32 | (len as u64) << 1 | u64::from(stores),
             Ordering::Relaxed,
         );
-        self.0[5].store(at as u64, Ordering::Relaxed);
-        self.0[3].store(self.seq().load(Ordering::Relaxed), Ordering::Release);
+        self.0[3].store(at as u64, Ordering::Relaxed);
+        self.0[1].store(self.seq().load(Ordering::Relaxed), Ordering::Release);
     }
 
     /// What the copy under way touches, if the writer has said so for this value of its sequence word.
     pub(crate) fn marked(self) -> Option<Mark> {
         let seq = self.seq().load(Ordering::Acquire);
-        let tag = self.0[3].load(Ordering::Acquire);
+        let tag = self.0[1].load(Ordering::Acquire);
         let (what, at) = (
-            self.0[4].load(Ordering::Relaxed),
-            self.0[5].load(Ordering::Relaxed),
+            self.0[2].load(Ordering::Relaxed),
+            self.0[3].load(Ordering::Relaxed),
         );
         (tag == seq && seq & 1 == 1).then_some(Mark {
             memory: (what >> 32) as u32,

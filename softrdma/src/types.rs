@@ -1,5 +1,5 @@
-//! The vocabulary of verbs: access flags, states, work requests, completions. The values of flags and codes are those of
-//! libibverbs (`infiniband/verbs.h`), so that the NIC backend passes them through.
+//! The vocabulary of verbs: access flags, states, work requests, completions. The values of flags and codes are those
+//! of libibverbs (`infiniband/verbs.h`), so that the NIC backend passes them through.
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr};

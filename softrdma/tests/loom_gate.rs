@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
 use loom::thread;
-use models::{caught, holds, holds_within};
+use models::{BOUND, caught, holds};
 use mu_softrdma::gate;
 use mu_softrdma::sync::{Ordering, Word, fence, spin_hint};
 
@@ -69,7 +69,8 @@ impl Guarded {
     }
 
     fn set(&self, at: usize, value: u64) {
-        // SAFETY: whoever calls this holds the right to the memory or has taken it away. Loom reports if that is not so.
+        // SAFETY: whoever calls this holds the right to the memory or has taken it away. Loom reports if that is not
+        // so.
         self.cells[at].with_mut(|cell| unsafe { *cell = value });
         self.words[at].store(value, Ordering::Release);
     }
@@ -189,7 +190,7 @@ fn revocation(chunks: &'static [Range<usize>], broken: Broken) {
 #[test]
 fn revocation_against_one_write() {
     const ONE: &[Range<usize>] = &[0..2];
-    holds_within("gate: one write", None, || revocation(ONE, Nothing));
+    holds("gate: one write", None, || revocation(ONE, Nothing));
     for broken in [
         NoWriterFence,
         NoRevokerFence,
@@ -206,7 +207,7 @@ fn revocation_against_one_write() {
 #[test]
 fn revocation_against_a_writer_that_goes_on() {
     const NEXT: &[Range<usize>] = &[0..2, 0..0];
-    holds_within("gate: the next odd value", None, || {
+    holds("gate: the next odd value", None, || {
         revocation(NEXT, Nothing)
     });
     for broken in [RelaxedOdd, NoWait] {
@@ -220,7 +221,7 @@ fn revocation_against_a_writer_that_goes_on() {
 #[test]
 fn revocation_cuts_a_message_between_chunks() {
     const CHUNKS: &[Range<usize>] = &[0..1, 1..2];
-    holds_within("gate: a message of two chunks", None, || {
+    holds("gate: a message of two chunks", None, || {
         revocation(CHUNKS, Nothing)
     });
     caught("gate: a message of two chunks, CheckedOnce", || {
@@ -260,7 +261,7 @@ fn grant_again(broken: Broken) {
 
 #[test]
 fn no_grant_while_a_copy_is_stalled() {
-    holds("gate: grant again", || grant_again(Nothing));
+    holds("gate: grant again", BOUND, || grant_again(Nothing));
     caught("gate: grant again, GrantedWhileOdd", || {
         grant_again(GrantedWhileOdd)
     });
@@ -295,7 +296,9 @@ fn region(broken: Broken) {
 
 #[test]
 fn a_region_is_revoked_from_two_queue_pairs() {
-    holds("gate: a region and two queue pairs", || region(Nothing));
+    holds("gate: a region and two queue pairs", BOUND, || {
+        region(Nothing)
+    });
     caught("gate: a region and two queue pairs, FirstOnly", || {
         region(FirstOnly)
     });

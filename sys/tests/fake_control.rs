@@ -351,7 +351,7 @@ fn windows_have_bounds() {
         let mw = unsafe { inline::alloc_mw(b.pd, ibv_mw_type::IBV_MW_TYPE_2) };
         if status == ibv_wc_status::IBV_WC_SUCCESS {
             let refused = b.run(bind(3, &b, mw, wrong_index, 64, 64), &mut []);
-            assert_eq!(refused.status, ibv_wc_status::IBV_WC_LOC_QP_OP_ERR);
+            assert_eq!(refused.status, ibv_wc_status::IBV_WC_MW_BIND_ERR);
         }
         // SAFETY: a live window.
         let result = unsafe { inline::dealloc_mw(mw) };

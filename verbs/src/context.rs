@@ -1,9 +1,10 @@
-//! The traits every backend implements. Static dispatch throughout: a program is generic over one [`Context`] and reaches
-//! its objects as associated types, so that posting and polling compile to direct calls.
+//! The traits every backend implements. Static dispatch throughout: a program is generic over one [`Context`] and
+//! reaches its objects as associated types, so that posting and polling compile to direct calls.
 //!
 //! # Ownership and ordering
 //!
-//! - One owner posts on a queue pair (`&mut`), one owner polls a completion queue (`&mut`). Rights and states are changed
+//! - One owner posts on a queue pair (`&mut`), one owner polls a completion queue (`&mut`). Rights and states are
+//!   changed
 //!   through the [`Control`](Context::Control) handle, from any thread.
 //! - Memory a peer can write is [`Memory`]: 64-bit words, never a byte slice.
 //! - A request borrows its regions only while it is posted. Deregistration (and dropping a region) is what ends the
@@ -40,12 +41,14 @@ pub trait MemoryRegion: Send + Sync + 'static {
     fn rkey(&self) -> u32;
     /// The rights it carries.
     fn access(&self) -> Access;
-    /// Changes the rights, keys kept (`ibv_rereg_mr(3)`). Once it returns, nothing lands under a right that was removed.
+    /// Changes the rights, keys kept (`ibv_rereg_mr(3)`). Once it returns, nothing lands under a right that was
+    /// removed.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the device cannot; the registration is unchanged then.
     fn reregister(&mut self, access: Access) -> Result<(), Error>;
-    /// Deregisters (`ibv_dereg_mr(3)`). Once it returns, the device does not touch the memory through this registration.
+    /// Deregisters (`ibv_dereg_mr(3)`). Once it returns, the device does not touch the memory through this
+    /// registration.
     ///
     /// # Errors
     /// The verb's error; the registration is leaked then, its memory with it.
@@ -87,7 +90,8 @@ pub trait CompletionQueue: Send + 'static {
 pub trait QpControl: Clone + Send + Sync + 'static {
     /// The queue pair's number.
     fn qp_num(&self) -> u32;
-    /// What the peer needs to connect. Its packet sequence number is drawn anew by every change to INIT, so ask after it.
+    /// What the peer needs to connect. Its packet sequence number is drawn anew by every change to INIT, so ask after
+    /// it.
     fn endpoint(&self) -> Endpoint;
     /// The state, with what the peer's errors did to it (`ibv_query_qp(3)`).
     ///
@@ -180,7 +184,8 @@ pub trait Context: Clone + Send + Sync + 'static {
     /// # Errors
     /// A limit, or the verb's error.
     fn create_cq(&self, depth: u32) -> Result<Self::Cq, Error>;
-    /// A reliably connected queue pair in RESET (`ibv_create_qp(3)`). Requests make completions only if they ask for it.
+    /// A reliably connected queue pair in RESET (`ibv_create_qp(3)`). Requests make completions only if they ask for
+    /// it.
     ///
     /// # Errors
     /// A limit, or the verb's error.

@@ -1,9 +1,10 @@
 //! The one verbs interface over real NICs and over memory.
 //!
-//! Words and meaning follow libibverbs: device, context, protection domain, memory region, completion queue, queue pair,
-//! work request, completion, access flags. A program is generic over one [`Context`]; the backends are `nic` (any
-//! ibverbs device, Soft-RoCE included) and `soft` (threads of one process, or processes of one host), behind features
-//! of these names. Without features there are only the traits and the vocabulary, which is all that `protocol` sees.
+//! Words and meaning follow libibverbs: device, context, protection domain, memory region, completion queue, queue
+//! pair, work request, completion, access flags. A program is generic over one [`Context`]; the backends are `nic`
+//! (any ibverbs device, Soft-RoCE included) and `soft` (threads of one process, or processes of one host), behind
+//! features of these names. Without features there are only the traits and the vocabulary, which is all that
+//! `protocol` sees.
 
 mod caps;
 mod context;

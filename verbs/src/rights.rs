@@ -2,22 +2,22 @@
 //!
 //! # Mechanism
 //!
-//! A right is made of two locks, and the peer can write only while both are open: the access flags of the queue pair it
-//! writes through, and a registration (or window) of the memory that belongs to this peer alone, with its own key. Each
-//! [`RevokeMethod`] closes one of them. A right that has its own registration can be taken away without touching any other
-//! peer's right to the same bytes.
+//! A right is made of two locks, and the peer can write only while both are open: the access flags of the queue pair
+//! it writes through, and a registration (or window) of the memory that belongs to this peer alone, with its own key.
+//! Each [`RevokeMethod`] closes one of them. A right that has its own registration can be taken away without touching
+//! any other peer's right to the same bytes.
 //!
 //! # Ordering
 //!
-//! The contract is: **once [`PeerRight::revoke_fully`] has returned `Ok`, no byte from that peer lands in the range until
-//! [`PeerRight::grant`] is called again.** It rests on the device's word for the method used
+//! The contract is: **once [`PeerRight::revoke_fully`] has returned `Ok`, no byte from that peer lands in the range
+//! until [`PeerRight::grant`] is called again.** It rests on the device's word for the method used
 //! ([`Capabilities::revoke`](crate::Capabilities::revoke)): a method marked [`Barrier::Yes`] returns only after every
 //! access it forbids is over. A method that is no barrier is still worth calling first, since it is fast and cuts the
 //! stream; the barrier that follows then has little left to wait for.
 //!
-//! A method that fails half-way leaves the right in [`RightState::Unknown`]: the peer may or may not be able to write. A
-//! further revocation, by another method, leads out of it. A grant that fails half-way does the same, so a caller that
-//! gets an error always revokes.
+//! A method that fails half-way leaves the right in [`RightState::Unknown`]: the peer may or may not be able to
+//! write. A further revocation, by another method, leads out of it. A grant that fails half-way does the same, so a
+//! caller that gets an error always revokes.
 //!
 //! There is no clock here: what a method takes is measured by the caller, and how long to wait for a completion is the
 //! caller's answer ([`Local::keep_waiting`]).
@@ -48,7 +48,8 @@ pub enum Through {
 /// What a right allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RightAttr {
-    /// What the peer may do while the right is granted. [`Access::LOCAL_WRITE`] is added where the registration needs it.
+    /// What the peer may do while the right is granted. [`Access::LOCAL_WRITE`] is added where the registration needs
+    /// it.
     pub access: Access,
     /// The queue pair's flags that stay when the right is gone. None by which a peer changes bytes.
     pub qp_kept: Access,
@@ -199,27 +200,25 @@ impl<C: Context> Local<'_, C> {
         }
     }
 
-    /// Waits, in state ERR, until the receive queue has been flushed up to a marker. The responder flushes after its last
-    /// access, so a responder that was in the middle of a packet is through then.
+    /// Takes the queue pair to ERR and waits until its receive queue has been flushed up to a marker. The responder
+    /// flushes after its last access, so a responder that was in the middle of a packet is through then. The marker
+    /// is posted before, since Soft-RoCE does not look at what is posted in ERR; without one (the queue is full, or
+    /// the queue pair has failed already) there is nothing to wait for but the change itself.
     fn drain(&mut self) -> Result<(), RightError> {
-        const VERB: &str = "drain of a queue pair in ERR";
-        loop {
-            match self.qp.post_recv(&RecvWr {
-                wr_id: self.wr_id,
-                local: &[],
-            }) {
-                Ok(()) => break,
-                // The receives in it are being flushed; each one polled makes room.
-                Err(PostError::QueueFull { .. }) => match self.poll(true) {
-                    (_, 0) if !(self.keep_waiting)() => {
-                        return Err(RightError::NoCompletion { verb: VERB });
-                    }
-                    _ => {}
-                },
-                Err(e) => return Err(e.into()),
-            }
+        let failed = self.qp.control().state()? == QpState::Err;
+        let marked = !failed
+            && self
+                .qp
+                .post_recv(&RecvWr {
+                    wr_id: self.wr_id,
+                    local: &[],
+                })
+                .is_ok();
+        self.qp.control().modify(&Modify::Err)?;
+        if marked {
+            self.completion("drain of a queue pair in ERR", true)?;
         }
-        self.completion(VERB, true).map(drop)
+        Ok(())
     }
 
     /// Waits for the completion of the own request.
@@ -265,8 +264,8 @@ pub struct PeerRight<C: Context> {
     bound: bool,
     /// Whether `mr` carries the peer's rights now (it does not after `ibv_rereg_mr`).
     open: bool,
-    /// Whether the queue pair went through RESET since the window was bound.
-    cycled: bool,
+    /// Whether `mw` is bound is not known: its queue pair went through RESET, or a bind or invalidation failed.
+    stale: bool,
     /// A registration or window could not be taken away and may live on: its key works as long as the flags let it.
     leaked: bool,
     state: RightState,
@@ -283,8 +282,8 @@ impl<C: Context> PeerRight<C> {
     /// connected to. The queue pair belongs to this right: its flags are set by it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if `attr.qp_kept` holds a right by which a peer changes bytes; [`Error::Unsupported`] for a window
-    /// where the device has none.
+    /// [`Error::Invalid`] if `attr.qp_kept` holds a right by which a peer changes bytes; [`Error::Unsupported`] for a
+    /// window where the device has none.
     pub fn new(
         ctx: &C,
         pd: &C::Pd,
@@ -321,7 +320,7 @@ impl<C: Context> PeerRight<C> {
             mr: None,
             bound: false,
             open: false,
-            cycled: false,
+            stale: false,
             leaked: false,
             state: RightState::Fenced,
             attr,
@@ -338,8 +337,8 @@ impl<C: Context> PeerRight<C> {
         self.state
     }
 
-    /// Grants the right and returns what the peer must use. The key is the old one where the device could keep it. `local`
-    /// is needed for a right through a window only.
+    /// Grants the right and returns what the peer must use. The key is the old one where the device could keep it.
+    /// `local` is needed for a right through a window only.
     ///
     /// # Errors
     /// [`RightError::NotConnected`] before anything was changed. After any other error the right is
@@ -373,12 +372,12 @@ impl<C: Context> PeerRight<C> {
         })
     }
 
-    /// Takes the right away by one method. The result says whether that was a barrier; if not, what was under way may still
-    /// land. [`RevokeMethod::QpCycle`] and [`RevokeMethod::Window`] need `local`. Doing it again does no harm.
+    /// Takes the right away by one method. The result says whether that was a barrier; if not, what was under way may
+    /// still land. [`RevokeMethod::QpCycle`] and [`RevokeMethod::Window`] need `local`. Doing it again does no harm.
     ///
     /// # Errors
-    /// The method is not offered, or failed; the right is not granted any more, but [`RightState::Unknown`] unless it was
-    /// already taken away before.
+    /// The method is not offered, or failed; the right is not granted any more, but [`RightState::Unknown`] unless it
+    /// was already taken away before.
     pub fn revoke(
         &mut self,
         method: RevokeMethod,
@@ -395,13 +394,13 @@ impl<C: Context> PeerRight<C> {
         })
     }
 
-    /// Takes the right away for certain: the queue pair's flags first, since they are fast, and then, unless they are a
-    /// barrier, the fastest method that is one; a method that fails is followed by the next. With no `local`, the methods
-    /// that post requests are left out.
+    /// Takes the right away for certain: the queue pair's flags first, since they are fast, and then, unless they are
+    /// a barrier, the fastest method that is one; a method that fails is followed by the next. With no `local`, the
+    /// methods that post requests are left out.
     ///
     /// # Errors
-    /// [`RightError::NoBarrier`], with what was tried: the peer's bytes may still land. Destroying the queue pair is what
-    /// is left then.
+    /// [`RightError::NoBarrier`], with what was tried: the peer's bytes may still land. Destroying the queue pair is
+    /// what is left then.
     pub fn revoke_fully(
         &mut self,
         mut local: Option<&mut Local<'_, C>>,
@@ -506,8 +505,8 @@ impl<C: Context> PeerRight<C> {
         self.close_region()
     }
 
-    /// Deregisters. A region that cannot be closed is leaked with its key alive, so from then on only the queue pair can
-    /// keep the peer out.
+    /// Deregisters. A region that cannot be closed is leaked with its key alive, so from then on only the queue pair
+    /// can keep the peer out.
     fn close_region(&mut self) -> Result<(), RightError> {
         (self.bound, self.open) = (false, false);
         let window = self.mw.take().map_or(Ok(()), MemoryWindow::close);
@@ -516,13 +515,12 @@ impl<C: Context> PeerRight<C> {
         Ok(window.and(region)?)
     }
 
-    /// ERR, drained, and RESET: a queue pair that is receiving must never be reset (kernel Soft-RoCE breaks it).
+    /// ERR, drained, and RESET: a queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it).
     fn cycle(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
-        self.cycled = true;
+        self.stale = true;
         if self.control.state()? == QpState::Reset {
             return Ok(());
         }
-        self.control.modify(&Modify::Err)?;
         local.drain()?;
         Ok(self.control.modify(&Modify::Reset)?)
     }
@@ -568,10 +566,9 @@ impl<C: Context> PeerRight<C> {
 
     fn bind(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
         // Whether a window stays bound over RESET differs between devices; a new one is unbound on all.
-        if self.cycled {
+        if std::mem::take(&mut self.stale) {
             self.bound = false;
             self.leaked |= self.mw.take().is_some_and(|mw| mw.close().is_err());
-            self.cycled = false;
         }
         if self.bound {
             return Ok(());

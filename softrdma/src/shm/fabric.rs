@@ -1,5 +1,5 @@
-//! Attaching, announcing, watching and fencing: the control side of the shared-memory backend. None of it is on the way of
-//! a request, except for the first one to memory that was announced after attaching.
+//! Attaching, announcing, watching and fencing: the control side of the shared-memory backend. None of it is on the
+//! way of a request, except for the first one to memory that was announced after attaching.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -29,7 +29,7 @@ use crate::map::{Map, PAGE};
 use crate::memory::Memory;
 use crate::node::{Fabric, Lane, MemoryTable, Node, NodeShared, Stalled, View, lock, random};
 use crate::sync::{Ordering, spin_hint, yield_now};
-use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, lane_row};
+use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, writer_row};
 
 /// Connections that have not said who they are yet.
 const MAX_GREETING: usize = 64;
@@ -113,8 +113,8 @@ struct Shm {
     stop: StdBool,
     ctl_file: OwnedFd,
     node: OnceLock<Weak<NodeShared>>,
-    /// Own memories: their files, by address until they have a number. Held while announcements are sent, so that a peer
-    /// that connects meanwhile misses none and gets none twice.
+    /// Own memories: their files, by address until they have a number. Held while announcements are sent, so that a
+    /// peer that connects meanwhile misses none and gets none twice.
     files: Mutex<Vec<File>>,
     /// Files of lanes that nobody has yet, by lane.
     lane_files: Mutex<HashMap<u64, OwnedFd>>,
@@ -136,6 +136,8 @@ struct File {
 /// A peer that may write to this context.
 struct Inbound {
     socket: OwnedFd,
+    /// Its process; the number is good as long as the pidfd says that it has not ended.
+    pid: i32,
     pidfd: OwnedFd,
     lane: Arc<Lane>,
     state: Mutex<InboundState>,
@@ -212,10 +214,13 @@ impl Fabric for Shm {
 
     fn attach(&self, me: &Arc<NodeShared>, target: u64) -> Result<Arc<View>, Error> {
         let _one = lock(&self.attaching);
-        if let Some(view) = lock(&me.views).get(&target)
-            && !view.gone.load(Ordering::Acquire)
-        {
-            return Ok(Arc::clone(view));
+        let known = lock(&me.views).get(&target).cloned();
+        if let Some(view) = known {
+            // What the target has already said counts, even if the watcher has not come to it: it may have fenced us.
+            self.catch_up(&view);
+            if !view.gone.load(Ordering::Acquire) {
+                return Ok(view);
+            }
         }
         let fabric = Arc::downgrade(&me.fabric);
         let outbound = Arc::new(self.connect(target, fabric)?);
@@ -248,22 +253,28 @@ impl Fabric for Shm {
             spin_hint();
             return Stalled::Wait;
         }
-        // The writer may wait for this very core.
-        yield_now();
-        if waited < self.options.stall() {
-            return Stalled::Wait;
-        }
         let found = lock(&self.inbound)
             .iter()
             .find(|i| std::ptr::eq(Arc::as_ptr(&i.lane), lane))
             .cloned();
+        // Waiting helps against a writer that is only preempted: it may need this very core. A stopped one it does not
+        // help against, and giving the core away can cost a whole time slice.
+        let stopped = found
+            .as_ref()
+            .is_some_and(|writer| raw::is_stopped(writer.pid));
+        if !stopped {
+            yield_now();
+            if waited < self.options.stall() {
+                return Stalled::Wait;
+            }
+        }
         match found {
             Some(inbound) => match self.fence(&inbound, slot) {
                 Stalled::Wait if waited >= self.options.give_up() => Stalled::GiveUp,
                 other => other,
             },
-            // The watcher takes a dead peer off the list after it has marked its lane. Otherwise nobody has this lane, so
-            // nobody writes under it, and the word is odd by mistake or malice.
+            // The watcher takes a dead peer off the list after it has marked its lane. Otherwise nobody has this
+            // lane, so nobody writes under it, and the word is odd by mistake or malice.
             None if lane.peer_gone.load(Ordering::Acquire) => Stalled::Over,
             None => Stalled::GiveUp,
         }
@@ -323,7 +334,7 @@ impl Shm {
         .map_err(failed(
             "no process of this host (and network namespace) has it open",
         ))?;
-        let pidfd = trusted_peer(&socket).map_err(|why| unreachable(target, why))?;
+        let (_, pidfd) = trusted_peer(&socket).map_err(|why| unreachable(target, why))?;
         raw::send(
             socket.as_fd(),
             Message::Hello {
@@ -411,7 +422,7 @@ impl Shm {
 
     // ------------------------------------------------------------------ target
 
-    /// Protects what the writer behind row `slot` is storing into, in that writer's own mapping.
+    /// Protects what the writer behind writer row `slot` is storing into, in that writer's own mapping.
     fn fence(&self, peer: &Inbound, slot: usize) -> Stalled {
         peer.drain();
         let state = lock(&peer.state);
@@ -421,7 +432,7 @@ impl Shm {
         if peer.lane.peer_gone.load(Ordering::Acquire) {
             return Stalled::Over;
         }
-        let mark = lane_row(peer.lane.memory.words(), slot).marked();
+        let mark = writer_row(peer.lane.memory.words(), slot).marked();
         if mark.is_some_and(|mark| !mark.stores) {
             // It reads. Nothing lands.
             return Stalled::Over;
@@ -481,7 +492,7 @@ impl Shm {
             let _ = raw::send(socket.as_fd(), Message::Refused { layout: LAYOUT }, &[]);
             return None;
         }
-        let pidfd = trusted_peer(socket).ok()?;
+        let (pid, pidfd) = trusted_peer(socket).ok()?;
         let lane = node.fresh_lane(peer, || self.make_lane()).ok()?;
         let lane_file = lock(&self.lane_files).remove(&lane.id)?;
         let socket = socket.try_clone().ok()?;
@@ -500,6 +511,7 @@ impl Shm {
         .ok()?;
         let inbound = Arc::new(Inbound {
             socket,
+            pid,
             pidfd,
             lane,
             state: Mutex::default(),
@@ -567,8 +579,8 @@ impl Shm {
     }
 }
 
-/// The pidfd of the process at the other end, if it runs under the same user.
-fn trusted_peer(socket: &impl AsFd) -> Result<OwnedFd, String> {
+/// The process at the other end, by number and pidfd, if it runs under the same user.
+fn trusted_peer(socket: &impl AsFd) -> Result<(i32, OwnedFd), String> {
     let who = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)
         .map_err(|e| format!("SO_PEERCRED: {e}"))?;
     let me = nix::unistd::geteuid().as_raw();
@@ -579,6 +591,7 @@ fn trusted_peer(socket: &impl AsFd) -> Result<OwnedFd, String> {
         ));
     }
     raw::peer_pidfd(socket.as_fd(), who.pid())
+        .map(|pidfd| (who.pid(), pidfd))
         .map_err(|e| format!("pidfd of process {}: {e}", who.pid()))
 }
 
@@ -729,9 +742,9 @@ impl Outbound {
         !self.view.gone.load(Ordering::Acquire)
     }
 
-    /// Ends the view. The flag comes first: a request that finds it clear after its last store made all its stores before
-    /// the pages were exchanged, for that interrupts every thread of the process. Stores blocked by a fence wake up into
-    /// pages of their own.
+    /// Ends the view. The flag comes first: a request that finds it clear after its last store made all its stores
+    /// before the pages were exchanged, for that interrupts every thread of the process. Stores blocked by a fence
+    /// wake up into pages of their own.
     fn let_go(&self) {
         self.view.gone.store(true, Ordering::SeqCst);
         for memory in self.view.memories.iter() {

@@ -2,29 +2,30 @@
 //!
 //! Every segment is a sealed memory file. A context listens on an abstract SEQPACKET socket whose name is its number; a
 //! queue pair that connects to an [`Endpoint`](crate::types::Endpoint) of it attaches there once and is handed the
-//! descriptors: the control segment (which it can map for reading only), a lane of its own, and all memories. From then on
-//! requests are plain stores by the initiator's thread; the target's process does nothing for them.
+//! descriptors: the control segment (which it can map for reading only), a lane of its own, and all memories. From
+//! then on requests are plain stores by the initiator's thread; the target's process does nothing for them.
 //!
 //! # When a process dies or stops
 //!
 //! Both ends hold a pidfd of the other. A dead target makes its views `gone`: requests end with `RETRY_EXC_ERR`. A dead
 //! initiator may leave a sequence word odd for ever; its pidfd says that nothing is stored any more.
 //!
-//! An initiator that is *stopped* in mid-copy would hold a revocation up for as long as it likes. So every initiator hands
-//! the target a userfaultfd over its mappings of the target's memory. A revocation spins, then yields, and after
-//! [`Options::stall_us`] write-protects the pages of the copy under way **in the initiator's mapping**: when that process
-//! goes on, its next store there blocks in the kernel instead of landing. Its watcher then finds the message that it was
-//! fenced, marks the view `gone`, puts private pages in the place of the whole mapping, and wakes the blocked store, which
-//! lands there, in nobody's memory. A request reports success only if its view is not `gone` after its last store, and the
-//! flag is set before the pages are exchanged (which stops every thread of the process on its way), so none of the stores
-//! that went nowhere is ever reported as done. A fenced lane is never granted anything again; the peer connects anew and
-//! gets another.
+//! An initiator that is *stopped* in mid-copy would hold a revocation up for as long as it likes. So every initiator
+//! hands the target a userfaultfd over its mappings of the target's memory. A revocation spins, then looks whether
+//! the process is stopped; if so, or else after yielding for [`Options::stall_us`], it write-protects the pages of
+//! the copy under way **in the initiator's mapping**: when that process goes on, its next store there blocks in the
+//! kernel instead of landing. Its watcher then finds the message that it was fenced, marks the view `gone`, puts
+//! private pages in the place of the whole mapping, and wakes the blocked store, which lands there, in nobody's
+//! memory. A request reports success only if its view is not `gone` after its last store, and the flag is set before
+//! the pages are exchanged (which stops every thread of the process on its way), so none of the stores that went
+//! nowhere is ever reported as done. A fenced lane is never granted anything again; the peer connects anew and gets
+//! another.
 //!
 //! # Trust
 //!
-//! Processes of one user that keep to this code. A peer that has a memory file can always store into it past the gate; the
-//! checks catch mistakes and races, not attackers. What a peer writes is nevertheless checked before it is used as an index
-//! or a length, files are sealed against shrinking, and control segments against writing by peers.
+//! Processes of one user that keep to this code. A peer that has a memory file can always store into it past the
+//! gate; the checks catch mistakes and races, not attackers. What a peer writes is nevertheless checked before it is
+//! used as an index or a length, files are sealed against shrinking, and control segments against writing by peers.
 
 mod fabric;
 mod raw;
@@ -41,8 +42,8 @@ use crate::node::Node;
 /// How a context of the shared-memory backend is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// After how many microseconds a writer that sits in mid-copy is fenced. Shorter makes revocation faster when a
-    /// writer is preempted, at the price that it has to connect anew.
+    /// After how many microseconds a writer that sits in mid-copy, and whose process is not stopped, is fenced. Shorter
+    /// makes revocation faster when a writer is preempted, at the price that it has to connect anew.
     pub stall_us: u32,
     /// After how many milliseconds a revocation gives up if the writer can be neither fenced nor is dead (its process
     /// could not make a userfaultfd): [`Error::WriterStalled`].

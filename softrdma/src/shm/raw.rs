@@ -85,9 +85,9 @@ pub(super) fn peer_pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<OwnedFd, Er
         // SAFETY: the kernel has just made it for this process.
         return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    // An older kernel: by number, which may have been given to another process if this one died meanwhile. Then its end of
-    // the socket is closed, which the caller sees when it next reads, before it trusts the pidfd with anything.
-    // SAFETY: a system call on two numbers.
+    // An older kernel: by number, which may have been given to another process if this one died meanwhile. Then its
+    // end of the socket is closed, which the caller sees when it next reads, before it trusts the pidfd with
+    // anything. SAFETY: a system call on two numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)? as RawFd;
     // SAFETY: as above.
@@ -105,4 +105,15 @@ pub(super) fn has_ended(pidfd: impl AsFd) -> bool {
 pub(super) fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the one caller passes what `accept4` returned, which nobody else knows.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Whether a process is stopped (by SIGSTOP, a terminal or a debugger), which stops all its threads. `false` if that
+/// cannot be found out.
+pub(super) fn is_stopped(pid: i32) -> bool {
+    // The state is the field after the command's name, which is in parentheses and may hold anything
+    // (proc_pid_stat(5)).
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let state = stat.rsplit(')').next().map(str::trim_start);
+        state.is_some_and(|state| state.starts_with(['T', 't']))
+    })
 }

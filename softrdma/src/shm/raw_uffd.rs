@@ -1,5 +1,5 @@
-//! userfaultfd, as far as it is needed: write protection of this process's mappings of a peer's memory, to be set by that
-//! peer (`userfaultfd(2)`, `ioctl_userfaultfd(2)`).
+//! userfaultfd, as far as it is needed: write protection of this process's mappings of a peer's memory, to be set by
+//! that peer (`userfaultfd(2)`, `ioctl_userfaultfd(2)`).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -113,9 +113,9 @@ impl Uffd {
     }
 
     fn call<T>(&self, request: libc::c_ulong, argument: &mut T) -> Result<(), Errno> {
-        // SAFETY: `argument` is the structure that `request` takes (each caller pairs a constant with the type it was made
-        // from) and lives during the call. The calls register, protect or wake ranges of mappings of words; none changes
-        // what memory holds or takes it away. On a descriptor that is no userfaultfd they fail with ENOTTY.
+        // SAFETY: `argument` is the structure that `request` takes (each caller pairs a constant with the type it was
+        // made from) and lives during the call. The calls register, protect or wake ranges of mappings of words; none
+        // changes what memory holds or takes it away. On a descriptor that is no userfaultfd they fail with ENOTTY.
         let done =
             unsafe { libc::ioctl(self.0.as_raw_fd(), request, std::ptr::from_mut(argument)) };
         Errno::result(done).map(drop)

@@ -23,8 +23,8 @@ pub(super) enum Writers {
     Peers,
 }
 
-/// Makes a file of `bytes` (rounded up to pages), maps it, and seals it. Memory of 2 MiB or more lies on huge pages where
-/// there are any.
+/// Makes a file of `bytes` (rounded up to pages), maps it, and seals it. Memory of 2 MiB or more lies on huge pages
+/// where there are any.
 pub(super) fn make(bytes: usize, writers: Writers) -> Result<(OwnedFd, Map), Error> {
     if bytes >= HUGE
         && let Ok(made) = make_with(

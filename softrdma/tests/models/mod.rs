@@ -7,11 +7,12 @@ use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
+use std::time::Instant;
 
 use loom::model::Builder;
 
-/// Preemptions explored unless a model says otherwise; `MU_LOOM_BOUND` replaces it, 0 meaning no bound.
-const PREEMPTIONS: usize = 3;
+/// The bound on preemptions of most models; `MU_LOOM_BOUND` replaces every model's bound, 0 meaning none.
+pub(crate) const BOUND: Option<usize> = Some(3);
 
 fn builder(preemptions: Option<usize>) -> (Builder, Option<usize>) {
     let asked = std::env::var("MU_LOOM_BOUND").ok();
@@ -27,13 +28,8 @@ fn builder(preemptions: Option<usize>) -> (Builder, Option<usize>) {
     (builder, bound)
 }
 
-/// The model must hold in every interleaving with at most [`PREEMPTIONS`] preemptions.
-pub(crate) fn holds(name: &str, model: impl Fn() + Send + Sync + 'static) {
-    holds_within(name, Some(PREEMPTIONS), model);
-}
-
-/// As [`holds`], with a bound of its own.
-pub(crate) fn holds_within(
+/// The model must hold in every interleaving with at most so many preemptions, or in every one at all.
+pub(crate) fn holds(
     name: &str,
     preemptions: Option<usize>,
     model: impl Fn() + Send + Sync + 'static,
@@ -41,6 +37,7 @@ pub(crate) fn holds_within(
     let (builder, bound) = builder(preemptions);
     let runs = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&runs);
+    let start = Instant::now();
     builder.check(move || {
         count.fetch_add(1, Ordering::Relaxed);
         model();
@@ -52,8 +49,10 @@ pub(crate) fn holds_within(
         "yes"
     };
     let bound = bound.map_or("none".into(), |n| n.to_string());
-    let runs = runs.load(Ordering::Relaxed);
-    println!("model {name}: {runs} executions, exhausted {exhausted}, preemption bound {bound}");
+    let (runs, ms) = (runs.load(Ordering::Relaxed), start.elapsed().as_millis());
+    println!(
+        "model {name}: {runs} executions, exhausted {exhausted}, preemption bound {bound}, {ms} ms"
+    );
     assert!(runs > 1, "model {name} explored nothing");
 }
 
@@ -62,7 +61,7 @@ pub(crate) fn holds_within(
 /// # Panics
 /// If it does not.
 pub(crate) fn caught(name: &str, twin: impl Fn() + Send + Sync + 'static) {
-    let (builder, _) = builder(Some(PREEMPTIONS));
+    let (builder, _) = builder(BOUND);
     let runs = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&runs);
     let failed = quietly(|| {

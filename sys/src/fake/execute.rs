@@ -318,7 +318,7 @@ impl State {
     /// # Safety
     /// The request is a bind, with a live window and a live region.
     unsafe fn bind(&mut self, handle: u32, wr: &ibv_send_wr) -> Outcome {
-        const REFUSED: status = status::IBV_WC_LOC_QP_OP_ERR;
+        const REFUSED: status = status::IBV_WC_MW_BIND_ERR;
         // SAFETY: the caller's promise.
         let bind = unsafe { wr.__bindgen_anon_2.bind_mw };
         let info = bind.bind_info;

@@ -1,0 +1,257 @@
+//! Checks of the host: processors, clock, memory, and the system calls that the shared-memory backend needs.
+
+use std::fs;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use mu_softrdma::shm;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+use super::{Check, Wanted};
+use crate::bench::host::{allowed_cpus, cpuinfo, text};
+use crate::bench::stats::{Clock, Rounds};
+
+/// Threads of a replica that want a processor each: the replication plane and the background plane.
+const THREADS: usize = 2;
+/// Locked memory below which a replica with a small log does not fit.
+const MEMLOCK_BYTES: u64 = 64 << 20;
+/// A fence that takes longer makes every write slow.
+const FENCE_NS_MAX: f64 = 50.0;
+/// Oldest kernel on which everything works: write protection of memory files by userfaultfd.
+const KERNEL: (u32, u32) = (5, 19);
+
+const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+pub(super) fn checks(wanted: &Wanted<'_>) -> Vec<Check> {
+    vec![
+        kernel(),
+        processors(),
+        governor(),
+        smt(),
+        tsc(),
+        clock_source(),
+        fence_cost(),
+        memlock(),
+        huge_pages(),
+        transparent_huge_pages(),
+        memory_files(wanted),
+        process_watch(wanted),
+        write_protection(),
+    ]
+}
+
+fn kernel() -> Check {
+    let release = text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= KERNEL {
+        return Check::pass("kernel", release);
+    }
+    let (major, minor) = KERNEL;
+    Check::warn(
+        "kernel",
+        format!("{release}, older than {major}.{minor}"),
+        "a newer kernel: on this one a stopped writer of shared memory cannot be fenced",
+    )
+}
+
+fn processors() -> Check {
+    let cpus = allowed_cpus().map_or(1, |cpus| cpus.len());
+    let found = format!("{cpus} for this process, a replica keeps {THREADS} threads busy");
+    if cpus >= THREADS {
+        return Check::pass("processors", found);
+    }
+    Check::warn(
+        "processors",
+        found,
+        "more processors, or expect waiting threads to take turns",
+    )
+}
+
+fn governor() -> Check {
+    const NAME: &str = "CPU frequency";
+    match text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") {
+        None => Check::pass(NAME, "not scaled by this kernel"),
+        Some(governor) if governor == "performance" => Check::pass(NAME, "governor performance"),
+        Some(governor) => Check::warn(
+            NAME,
+            format!("governor {governor}"),
+            "cpupower frequency-set -g performance",
+        ),
+    }
+}
+
+fn smt() -> Check {
+    const NAME: &str = "SMT";
+    match text("/sys/devices/system/cpu/smt/active").as_deref() {
+        Some("1") => Check::warn(
+            NAME,
+            "on: two threads share a core",
+            "pin the polling threads to different cores, or echo off > /sys/devices/system/cpu/smt/control",
+        ),
+        Some(_) => Check::pass(NAME, "off"),
+        None => Check::pass(NAME, "not reported by this kernel"),
+    }
+}
+
+fn tsc() -> Check {
+    const NAME: &str = "time stamp counter";
+    if !cfg!(target_arch = "x86_64") {
+        return Check::pass(
+            NAME,
+            "not an x86 processor: its counter is constant by architecture",
+        );
+    }
+    let flags = cpuinfo("flags").unwrap_or_default();
+    let missing: Vec<&str> = ["constant_tsc", "nonstop_tsc"]
+        .into_iter()
+        .filter(|flag| !flags.split(' ').any(|f| f == *flag))
+        .collect();
+    if missing.is_empty() {
+        return Check::pass(NAME, "invariant");
+    }
+    let found = format!("not known to be invariant: no {}", missing.join(", "));
+    Check::warn(
+        NAME,
+        found,
+        "timings fall back to the system's clock, which is slower to read",
+    )
+}
+
+fn clock_source() -> Check {
+    const NAME: &str = "clock source";
+    match text("/sys/devices/system/clocksource/clocksource0/current_clocksource") {
+        None => Check::pass(NAME, "not reported by this kernel"),
+        Some(source) if ["tsc", "kvm-clock", "arch_sys_counter"].contains(&source.as_str()) => {
+            Check::pass(NAME, source)
+        }
+        Some(source) => Check::warn(
+            NAME,
+            format!("{source}: reading the clock enters the kernel"),
+            "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource, if it is available",
+        ),
+    }
+}
+
+/// A store, the fence that a gate needs, and a load: part of every write in software.
+fn fence_cost() -> Check {
+    const TURNS: u64 = 20_000;
+    let (clock, word) = (Clock::new(), AtomicU64::new(0));
+    let mut rounds = Rounds::default();
+    for _ in 0..5 {
+        let start = clock.now();
+        for turn in 0..TURNS {
+            word.store(turn, Ordering::Release);
+            fence(Ordering::SeqCst);
+            black_box(word.load(Ordering::Acquire));
+        }
+        rounds.add(clock.since(start), TURNS);
+    }
+    let found = format!("{} ns", rounds.best());
+    if rounds.best() <= FENCE_NS_MAX {
+        return Check::pass("memory fence", found);
+    }
+    Check::warn(
+        "memory fence",
+        found,
+        "an emulated or overloaded processor: figures of software backends will be high",
+    )
+}
+
+fn memlock() -> Check {
+    const NAME: &str = "locked memory";
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Err(errno) => Check::warn(NAME, format!("getrlimit: {errno}"), "allow getrlimit"),
+        Ok((RLIM_INFINITY, _)) => Check::pass(NAME, "no limit"),
+        Ok((limit, _)) if limit >= MEMLOCK_BYTES => {
+            Check::pass(NAME, format!("limit {} MiB", limit >> 20))
+        }
+        Ok((limit, _)) => Check::warn(
+            NAME,
+            format!(
+                "limit {} KiB: memory stays unlocked, and RDMA devices refuse to register it",
+                limit >> 10
+            ),
+            "ulimit -l unlimited, LimitMEMLOCK=infinity in a systemd unit, or --ulimit memlock=-1 for a container",
+        ),
+    }
+}
+
+fn huge_pages() -> Check {
+    let free = fs::read_to_string("/proc/meminfo").ok().and_then(|info| {
+        let line = info
+            .lines()
+            .find(|line| line.starts_with("HugePages_Free:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    match free {
+        Some(free) if free > 0 => Check::pass("huge pages", format!("{free} free")),
+        _ => Check::warn(
+            "huge pages",
+            "none free: ordinary pages are used",
+            "sysctl vm.nr_hugepages=512 reserves 1 GiB (not needed for correctness)",
+        ),
+    }
+}
+
+fn transparent_huge_pages() -> Check {
+    const NAME: &str = "transparent huge pages";
+    let Some(modes) = text(THP) else {
+        return Check::pass(NAME, "not in this kernel");
+    };
+    let mode = modes.split(['[', ']']).nth(1).unwrap_or("unknown");
+    match mode {
+        "never" => Check::warn(NAME, "never", format!("echo madvise > {THP}")),
+        mode => Check::pass(NAME, mode),
+    }
+}
+
+fn memory_files(wanted: &Wanted<'_>) -> Check {
+    const NAME: &str = "memory files";
+    match memfd_create(
+        c"mu-doctor",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    ) {
+        Ok(_) => Check::pass(NAME, "memfd_create works, with seals"),
+        Err(errno) => {
+            let fix =
+                "allow memfd_create in the seccomp profile; without it there is no backend shm";
+            Check::fail_if(wanted.shm(), NAME, format!("memfd_create: {errno}"), fix)
+        }
+    }
+}
+
+/// The shared-memory backend as a whole: its segments, its socket, and the descriptors by which processes watch
+/// each other.
+fn process_watch(wanted: &Wanted<'_>) -> Check {
+    const NAME: &str = "backend shm";
+    match crate::bench::backend::open_shm() {
+        Ok(_) => Check::pass(NAME, "opens"),
+        Err(error) => Check::fail_if(wanted.shm(), NAME, format!("{error:#}"), "see the message"),
+    }
+}
+
+fn write_protection() -> Check {
+    const NAME: &str = "userfaultfd";
+    match shm::can_fence() {
+        Ok(()) => Check::pass(
+            NAME,
+            "write protection of memory files works: a stopped writer is fenced",
+        ),
+        Err(errno) => {
+            let sysctl =
+                text("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_else(|| "not there".into());
+            Check::warn(
+                NAME,
+                format!(
+                    "{errno} (vm.unprivileged_userfaultfd is {sysctl}): a stopped writer cannot be fenced"
+                ),
+                "a kernel from 5.19 with CONFIG_USERFAULTFD; allow userfaultfd in the seccomp profile. \
+                 User-mode faults need no privilege",
+            )
+        }
+    }
+}

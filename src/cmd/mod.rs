@@ -1,0 +1,186 @@
+//! The commands of `mu`, one file each, and what they have in common.
+//!
+//! A command prints a table for people, or with `--json` exactly one JSON object on standard output. Exit status 0
+//! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
+//! configuration.
+
+mod bench_peer;
+mod bench_write;
+mod devices;
+mod doctor;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+/// Microsecond state machine replication over one-sided RDMA writes.
+#[derive(Parser)]
+#[command(name = "mu", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists RDMA devices and software backends with their capabilities
+    Devices(devices::Args),
+    /// Checks host and RDMA devices; each line is pass, warn or fail with the fix
+    Doctor(doctor::Args),
+    /// Measures
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// The other end of a measurement between two processes
+    #[command(hide = true)]
+    BenchPeer(bench_peer::Args),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The raw one-sided write of a backend, its round trip, and its revocation
+    Write(bench_write::Args),
+}
+
+/// How a command that was carried out ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Done, and what was checked holds.
+    Holds,
+    /// What was checked does not hold.
+    DoesNotHold,
+}
+
+impl Cli {
+    /// Runs the command and reports a failure on standard error.
+    pub(crate) fn run(self) -> ExitCode {
+        let done = match self.command {
+            Command::Devices(args) => devices::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
+            Command::Bench {
+                what: Bench::Write(args),
+            } => bench_write::run(&args),
+            Command::BenchPeer(args) => bench_peer::run(&args),
+        };
+        match done {
+            Ok(Status::Holds) => ExitCode::SUCCESS,
+            Ok(Status::DoesNotHold) => ExitCode::from(1),
+            Err(error) => {
+                eprintln!("mu: {error:#}");
+                ExitCode::from(if error.is::<Misuse>() { 2 } else { 1 })
+            }
+        }
+    }
+}
+
+/// Wrong usage or configuration: exit status 2. As the context of an error it keeps the cause readable.
+#[derive(Debug)]
+pub(crate) struct Misuse(String);
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// The error of a wrong option or setting.
+pub(crate) fn misuse(what: impl Into<String>) -> anyhow::Error {
+    Misuse(what.into()).into()
+}
+
+/// Marks what failed as a matter of usage or configuration.
+pub(crate) trait Configured<T> {
+    fn configured(self, what: &str) -> Result<T>;
+}
+
+impl<T, E> Configured<T> for Result<T, E>
+where
+    Self: anyhow::Context<T, E>,
+{
+    fn configured(self, what: &str) -> Result<T> {
+        self.with_context(|| Misuse(what.into()))
+    }
+}
+
+/// Prints to standard output. A reader that went away is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(e).context("writing to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints the one JSON object.
+fn print_json(report: &impl Serialize) -> Result<()> {
+    print(&format!(
+        "{}\n",
+        serde_json::to_string(report).context("building the JSON")?
+    ))
+}
+
+/// Rows of cells as a table with aligned columns; all columns but the first `left` are aligned to the right.
+fn table(rows: &[Vec<String>], left: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| {
+            rows.iter()
+                .filter_map(|r| r.get(c))
+                .map(|s| s.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(c, (cell, &width))| {
+                if c < left {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A row of a table.
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let text = table(&[row(["a", "1"]), row(["long", "234"])], 1);
+        assert_eq!(text, "a       1\nlong  234\n");
+    }
+
+    #[test]
+    fn a_misuse_is_known_below_other_causes() {
+        let cause: Result<()> = Err(anyhow::anyhow!("no such device"));
+        let error = cause.configured("--device").unwrap_err();
+        assert!(error.is::<Misuse>());
+        assert_eq!(format!("{error:#}"), "--device: no such device");
+        assert!(!anyhow::anyhow!("other").is::<Misuse>());
+    }
+}
