@@ -224,45 +224,49 @@ impl Path {
         if self.view.gone.load(Ordering::Acquire) {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
         }
+        let (ctl, lane) = (self.view.ctl.words(), self.view.lane.words());
+        let run = Run {
+            path: self,
+            ctl,
+            row: qp_row(ctl, self.slot),
+            lane: lane_row(lane, self.slot),
+            writer: writer_row(lane, self.own_slot),
+        };
         let outcome = match *op {
             Op::Write {
                 src,
                 len,
                 remote,
                 imm,
-            } => self.write(src, len, remote, imm, done, how),
-            Op::Read { dst, len, remote } => self.read(dst, len, remote, done),
-            Op::Send { src, len, imm } => self.send(src, len, imm, done),
+            } => run.write(src, len, remote, imm, done, how),
+            Op::Read { dst, len, remote } => run.read(dst, len, remote, done),
+            Op::Send { src, len, imm } => run.send(src, len, imm, done),
             Op::Atomic {
                 local,
                 remote,
                 action,
-            } => self.atomic(local, remote, action),
+            } => run.atomic(local, remote, action),
             Op::Bind(_) | Op::Invalidate(_) => unreachable!("handled above"),
         };
         // A target that died, or fenced this view, or gave its memory up meanwhile: what was copied may be nowhere.
-        let unknown = self.view.gone.load(Ordering::Acquire) || !self.is_answering();
+        let unknown = self.view.gone.load(Ordering::Acquire) || !run.is_answering();
         if matches!(outcome, Outcome::Done { .. }) && unknown {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
         }
         outcome
     }
+}
 
-    #[inline]
-    fn row(&self) -> QpRow<'_> {
-        qp_row(self.view.ctl.words(), self.slot)
-    }
+/// One request under way: the rows that all its chunks look at, found once.
+struct Run<'a> {
+    path: &'a Path,
+    ctl: &'a [Word],
+    row: QpRow<'a>,
+    lane: LaneRow<'a>,
+    writer: WriterRow<'a>,
+}
 
-    #[inline]
-    fn lane(&self) -> LaneRow<'_> {
-        lane_row(self.view.lane.words(), self.slot)
-    }
-
-    #[inline]
-    fn writer(&self) -> WriterRow<'_> {
-        writer_row(self.view.lane.words(), self.own_slot)
-    }
-
+impl<'a> Run<'a> {
     /// Runs one chunk inside the gate, reports a refusal to the target, and turns it into an outcome.
     #[inline(always)]
     fn chunk(
@@ -270,11 +274,11 @@ impl Path {
         need: Access,
         f: impl FnOnce(Permission) -> Result<(), Stop>,
     ) -> Result<(), Outcome> {
-        let inside = gate::begin(self.writer().seq());
+        let inside = gate::begin(self.writer.seq());
         let result = self.admit(need).and_then(f);
         match result {
             Err(Stop::Nak(nak, generation)) => self
-                .lane()
+                .lane
                 .nak()
                 .store(nak.to_word(generation), Ordering::Release),
             Err(Stop::Crashed) => std::mem::forget(inside),
@@ -293,19 +297,19 @@ impl Path {
     /// Whether the target's queue pair is one that answers.
     #[inline]
     fn is_answering(&self) -> bool {
-        let state = Permission::load(self.row().permission()).state;
+        let state = Permission::load(self.row.permission()).state;
         matches!(state, QpState::Rtr | QpState::Rts)
     }
 
     /// W3: the target's queue pair as it is now.
     #[inline(always)]
     fn admit(&self, need: Access) -> Result<Permission, Stop> {
-        let row = self.row();
+        let row = self.row;
         let permission = Permission::load(row.permission());
         let ready = matches!(permission.state, QpState::Rtr | QpState::Rts)
-            && row.peer_node().load(Ordering::Relaxed) == self.me
-            && row.numbers().load(Ordering::Relaxed) == self.numbers
-            && row.lane().load(Ordering::Relaxed) == self.view.lane_id;
+            && row.peer_node().load(Ordering::Relaxed) == self.path.me
+            && row.numbers().load(Ordering::Relaxed) == self.path.numbers
+            && row.lane().load(Ordering::Relaxed) == self.path.view.lane_id;
         if !ready {
             return Err(Stop::NotReady);
         }
@@ -323,16 +327,16 @@ impl Path {
         place: RemoteAddr,
         len: usize,
         need: Access,
-    ) -> Result<(&Memory, usize), Stop> {
+    ) -> Result<(&'a Memory, usize), Stop> {
         let refused = Stop::Nak(Nak::Access, p.generation);
-        let row = region_row(self.view.ctl.words(), key_slot(place.rkey));
+        let row = region_row(self.ctl, key_slot(place.rkey));
         let Some(state) = RegionState::from_word(row.state().load(Ordering::Acquire)) else {
             return Err(refused);
         };
         let memory = row.memory().load(Ordering::Relaxed);
         let bound_to = row.bound_to().load(Ordering::Relaxed);
-        let same_domain = memory as u32 == self.row().domain().load(Ordering::Relaxed) as u32;
-        let bound_here = bound_to == 0 || bound_to == u64::from(self.target_qp) + 1;
+        let same_domain = memory as u32 == self.row.domain().load(Ordering::Relaxed) as u32;
+        let bound_here = bound_to == 0 || bound_to == u64::from(self.path.target_qp) + 1;
         let range = place
             .addr
             .checked_sub(row.addr().load(Ordering::Relaxed))
@@ -360,15 +364,19 @@ impl Path {
     }
 
     #[inline]
-    fn memory(&self, id: u32) -> Option<&Memory> {
-        self.view.memories.get(id).or_else(|| self.new_memory(id))
+    fn memory(&self, id: u32) -> Option<&'a Memory> {
+        self.path
+            .view
+            .memories
+            .get(id)
+            .or_else(|| self.new_memory(id))
     }
 
     /// The first request to memory that was announced after the view was made.
     #[cold]
-    fn new_memory(&self, id: u32) -> Option<&Memory> {
-        self.view.fabric.upgrade()?.catch_up(&self.view);
-        self.view.memories.get(id)
+    fn new_memory(&self, id: u32) -> Option<&'a Memory> {
+        self.path.view.fabric.upgrade()?.catch_up(&self.path.view);
+        self.path.view.memories.get(id)
     }
 
     #[inline]
@@ -382,7 +390,7 @@ impl Path {
         how: &mut Placing<'_>,
     ) -> Outcome {
         loop {
-            let (from, n) = (*done, (len - *done).min(self.mtu));
+            let (from, n) = (*done, (len - *done).min(self.path.mtu));
             let last = from + n == len;
             let step = self.chunk(Access::REMOTE_WRITE, |p| {
                 let receive = if last && imm.is_some() {
@@ -392,7 +400,7 @@ impl Path {
                 };
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_WRITE)?;
-                    self.writer().mark(memory.id(), at + from, n, true);
+                    self.writer.mark(memory.id(), at + from, n, true);
                     self.place(src, from, n, (memory, at + from), how)?;
                 }
                 if let Some(index) = receive {
@@ -462,11 +470,11 @@ impl Path {
     #[inline]
     fn read(&self, dst: &[Piece<'_>], len: usize, remote: RemoteAddr, done: &mut usize) -> Outcome {
         loop {
-            let (from, n) = (*done, (len - *done).min(self.mtu));
+            let (from, n) = (*done, (len - *done).min(self.path.mtu));
             let step = self.chunk(Access::REMOTE_READ, |p| {
                 if len > 0 {
                     let (memory, at) = self.translate(p, remote, len, Access::REMOTE_READ)?;
-                    self.writer().mark(memory.id(), at + from, n, false);
+                    self.writer.mark(memory.id(), at + from, n, false);
                     for_each_piece(dst, from, n, |piece, skip, part, n| {
                         let target = piece.reg.memory.words();
                         copy::words_to_words(
@@ -494,7 +502,7 @@ impl Path {
 
     fn send(&self, src: Source<'_>, len: usize, imm: Option<u32>, done: &mut usize) -> Outcome {
         loop {
-            let (from, n) = (*done, (len - *done).min(self.mtu));
+            let (from, n) = (*done, (len - *done).min(self.path.mtu));
             let last = from + n == len;
             let step = self.chunk(Access::NONE, |p| {
                 let index = self.next_receive(p)?;
@@ -518,9 +526,9 @@ impl Path {
 
     /// The number of the receive that comes next, if one is posted.
     fn next_receive(&self, p: Permission) -> Result<u64, Stop> {
-        let row = self.row();
+        let row = self.row;
         let next = self
-            .lane()
+            .lane
             .recv_done()
             .load(Ordering::Relaxed)
             .max(row.recv_base().load(Ordering::Acquire));
@@ -543,7 +551,7 @@ impl Path {
         from: usize,
         n: usize,
     ) -> Result<(), Stop> {
-        let [addr, len_key, ..] = recv_record(self.view.ctl.words(), self.slot, index);
+        let [addr, len_key, ..] = recv_record(self.ctl, self.path.slot, index);
         let (addr, len_key) = (
             addr.load(Ordering::Relaxed),
             len_key.load(Ordering::Relaxed),
@@ -564,7 +572,7 @@ impl Path {
         };
         match self.translate(p, place, len, Access::LOCAL_WRITE) {
             Ok((memory, at)) => {
-                self.writer().mark(memory.id(), at + from, n, true);
+                self.writer.mark(memory.id(), at + from, n, true);
                 src.place(from, n, memory.words(), at + from);
                 Ok(())
             }
@@ -581,7 +589,7 @@ impl Path {
         len: usize,
         imm: Option<u32>,
     ) {
-        let [head, tail, ..] = inbound_record(self.view.lane.words(), self.slot, index);
+        let [head, tail, ..] = inbound_record(self.path.view.lane.words(), self.path.slot, index);
         let flags = u64::from(imm.is_some()) << 32;
         head.store(
             flags | u64::from(opcode.0 & 0xffff) << 8 | u64::from(status.0 & 0xff),
@@ -591,7 +599,7 @@ impl Path {
             u64::from(imm.unwrap_or(0)) << 32 | len as u64,
             Ordering::Relaxed,
         );
-        self.lane().recv_done().store(index + 1, Ordering::Release);
+        self.lane.recv_done().store(index + 1, Ordering::Release);
     }
 
     fn atomic(&self, local: Piece<'_>, remote: RemoteAddr, action: Action) -> Outcome {
@@ -601,7 +609,7 @@ impl Path {
                 return Err(Stop::Nak(Nak::InvalidRequest, p.generation));
             }
             let (memory, at) = self.translate(p, remote, 8, Access::REMOTE_ATOMIC)?;
-            self.writer().mark(memory.id(), at, 8, true);
+            self.writer.mark(memory.id(), at, 8, true);
             let word = &memory.words()[at / 8];
             old = match action {
                 Action::FetchAdd(add) => word.fetch_add(add, Ordering::SeqCst),
