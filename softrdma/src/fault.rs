@@ -71,10 +71,15 @@ impl Shuffle {
         z ^ (z >> 31)
     }
 
+    /// A number below `limit`, which is not 0. Near enough to even for tests.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
     /// Puts the items in a random order.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            items.swap(last, (self.next() % (last as u64 + 1)) as usize);
+            items.swap(last, self.below(last as u64 + 1) as usize);
         }
     }
 }

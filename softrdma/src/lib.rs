@@ -7,6 +7,8 @@ mod engine;
 pub mod error;
 pub mod fault;
 pub mod gate;
+#[cfg(all(test, not(loom)))]
+mod hostile;
 mod inproc;
 pub mod limits;
 mod map;

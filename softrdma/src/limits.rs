@@ -1,6 +1,7 @@
 //! Every limit of the software backend, with the relations between them.
 
-/// Queue pairs in one context. Builds for loom and Miri are small, since every word is a tracked object there.
+/// Queue pairs in one context. Builds for loom and Miri are small, since every word is a tracked object there, and Miri
+/// tags a whole segment whenever it is borrowed.
 pub const MAX_QPS: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
@@ -22,7 +23,7 @@ pub const MAX_MEMORIES: usize = 256;
 pub const MAX_RECV_WR: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
-    128
+    16
 } else {
     256
 };

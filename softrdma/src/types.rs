@@ -4,6 +4,8 @@
 use std::fmt;
 use std::ops::{BitAnd, BitOr};
 
+use crate::limits::MAX_RECV_WR;
+
 /// Access rights of a region, a window or a queue pair (`enum ibv_access_flags`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Access(pub u32);
@@ -525,7 +527,11 @@ impl Default for QpCap {
     fn default() -> Self {
         Self {
             max_send_wr: 128,
-            max_recv_wr: 128,
+            max_recv_wr: if MAX_RECV_WR < 128 {
+                MAX_RECV_WR as u32
+            } else {
+                128
+            },
             max_send_sge: 1,
             max_recv_sge: 1,
             max_inline_data: 128,
