@@ -162,8 +162,9 @@ impl Tally {
     fn check(&self, seed: u64, rounds: u32) {
         let Self { done, refused } = self;
         let some = rounds / 20;
+        // Miri does too few rounds, and is too slow for the time-outs here, for every seed to have both.
         assert!(
-            *done > some && *refused > some,
+            cfg!(miri) || *done > some && *refused > some,
             "seed {seed}: {done} done, {refused} refused"
         );
     }

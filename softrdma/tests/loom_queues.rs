@@ -7,7 +7,7 @@ mod models;
 use std::sync::Arc;
 
 use loom::thread;
-use models::{BOUND, caught, holds};
+use models::{caught, holds};
 use mu_softrdma::Memory;
 use mu_softrdma::ring::{RECORD, Ring};
 use mu_softrdma::sync::{AtomicU64, Mutex, Ordering, Word, spin_hint};
@@ -156,7 +156,7 @@ fn ring(count: u64, broken: Broken) {
 
 #[test]
 fn the_completion_ring_publishes_and_reuses() {
-    holds("ring: three records through two slots", BOUND, || {
+    holds("ring: three records through two slots", None, || {
         ring(3, Nothing)
     });
     for broken in [HeadFirst, RelaxedHead, TailFirst, NoRoomAsked] {
@@ -277,7 +277,7 @@ fn across_reset(broken: Broken) {
 
 #[test]
 fn completions_across_a_reset() {
-    holds("completions across a RESET", BOUND, || {
+    holds("completions across a RESET", None, || {
         across_reset(Nothing)
     });
     for broken in [AnyIncarnation, NoSecondLook] {
