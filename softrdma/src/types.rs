@@ -117,6 +117,8 @@ impl WcStatus {
     pub const SUCCESS: Self = Self(0);
     /// A message was longer than the receive buffer (receiver's side).
     pub const LOC_LEN_ERR: Self = Self(1);
+    /// The responder's queue pair cannot take the message, or a local operation failed inside the queue pair.
+    pub const LOC_QP_OP_ERR: Self = Self(2);
     /// A local element lies outside its region, or the region lacks the right.
     pub const LOC_PROT_ERR: Self = Self(4);
     /// Flushed: the queue pair failed before this request ran.
@@ -158,6 +160,7 @@ impl fmt::Debug for WcStatus {
         let name = match *self {
             Self::SUCCESS => "SUCCESS",
             Self::LOC_LEN_ERR => "LOC_LEN_ERR",
+            Self::LOC_QP_OP_ERR => "LOC_QP_OP_ERR",
             Self::LOC_PROT_ERR => "LOC_PROT_ERR",
             Self::WR_FLUSH_ERR => "WR_FLUSH_ERR",
             Self::MW_BIND_ERR => "MW_BIND_ERR",
@@ -601,7 +604,8 @@ pub enum Modify {
     Access(Access),
     /// Any state to ERR: everything outstanding is flushed.
     Err,
-    /// Any state to RESET: everything outstanding is forgotten, completions included.
+    /// Any state to RESET: everything outstanding is forgotten, completions included. On kernel Soft-RoCE completions
+    /// made before may still be polled.
     Reset,
 }
 

@@ -277,9 +277,7 @@ fn across_reset(broken: Broken) {
 
 #[test]
 fn completions_across_a_reset() {
-    holds("completions across a RESET", None, || {
-        across_reset(Nothing)
-    });
+    holds("completions across a RESET", None, || across_reset(Nothing));
     for broken in [AnyIncarnation, NoSecondLook] {
         caught(
             &format!("completions across a RESET, {broken:?}"),

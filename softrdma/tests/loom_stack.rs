@@ -491,9 +491,7 @@ fn error_under_way(changes: bool) {
 
 #[test]
 fn the_posting_thread_sees_changes() {
-    holds("stack: ERR against posting", None, || {
-        error_under_way(true)
-    });
+    holds("stack: ERR against posting", None, || error_under_way(true));
     // The negative control: without the change the second write is carried out.
     caught("stack: ERR against posting, left out", || {
         error_under_way(false)

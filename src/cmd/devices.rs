@@ -89,6 +89,7 @@ struct Abilities {
     max_mtu: usize,
     placement: &'static str,
     atomics: &'static str,
+    qp_kinds: Vec<&'static str>,
     /// For each method whether it is a barrier: `yes`, `no`, `unknown` or `unsupported`.
     #[serde(serialize_with = "as_map")]
     revoke: Vec<(String, &'static str)>,
@@ -123,6 +124,14 @@ impl From<&Capabilities> for Abilities {
                 Placement::Aligned128Bytes => "128 bytes",
                 Placement::Unknown => "unknown",
             },
+            qp_kinds: [
+                (caps.qp_kinds.rc, "rc"),
+                (caps.qp_kinds.uc, "uc"),
+                (caps.qp_kinds.ud, "ud"),
+            ]
+            .into_iter()
+            .filter_map(|(offered, kind)| offered.then_some(kind))
+            .collect(),
             atomics: match caps.atomicity {
                 Atomicity::None => "none",
                 Atomicity::Hca => "device",
@@ -253,6 +262,7 @@ impl Device {
             );
             line("placement", format!("order of one write: {}", a.placement));
             line("atomics", a.atomics.into());
+            line("queue pairs", a.qp_kinds.join(", "));
             let methods: Vec<String> = a
                 .revoke
                 .iter()

@@ -49,6 +49,27 @@ pub enum Atomicity {
     Global,
 }
 
+/// Which kinds of queue pairs this interface offers on a device (`enum ibv_qp_type`). Reliable connections only so far;
+/// unreliable connections and datagrams come with the application that needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QpKinds {
+    /// Reliable connection.
+    pub rc: bool,
+    /// Unreliable connection: WRITE and SEND without acknowledgement.
+    pub uc: bool,
+    /// Unreliable datagram: SEND to an address.
+    pub ud: bool,
+}
+
+impl QpKinds {
+    /// Reliable connections only.
+    pub const RC: Self = Self {
+        rc: true,
+        uc: false,
+        ud: false,
+    };
+}
+
 /// A way to take a peer's right away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RevokeMethod {
@@ -152,6 +173,8 @@ pub struct Capabilities {
     pub placement: Placement,
     /// Atomics.
     pub atomicity: Atomicity,
+    /// Kinds of queue pairs.
+    pub qp_kinds: QpKinds,
     /// Revocation methods.
     pub revoke: RevokeCaps,
     /// `ibv_rereg_mr` keeps the key while the rights change.

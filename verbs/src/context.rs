@@ -12,6 +12,8 @@
 //!   with [`LOC_PROT_ERR`](crate::WcStatus::LOC_PROT_ERR).
 //! - Requests of one queue pair take effect at the peer in the order posted. A READ or atomic sees every WRITE posted
 //!   before it on the same queue pair. Nothing is promised between queue pairs.
+//! - Progress: a request that cannot run yet (the peer has no receive posted, or is not connected) goes on by itself on
+//!   a NIC. In software it goes on when its queue pair posts or its completion queue is polled.
 //! - A successful completion of a WRITE means the peer's device has it. On a NIC the peer's CPU may see it later; the
 //!   words of one WRITE become visible in the order that [`Capabilities::placement`](crate::Capabilities) states.
 

@@ -17,7 +17,7 @@ pub mod rights;
 pub mod soft;
 
 pub use caps::{
-    Atomicity, BackendKind, Barrier, Capabilities, Placement, RevokeCaps, RevokeMethod,
+    Atomicity, BackendKind, Barrier, Capabilities, Placement, QpKinds, RevokeCaps, RevokeMethod,
 };
 pub use context::{
     CompletionQueue, Context, MemoryRegion, MemoryWindow, QpControl, QueuePair, Wr, next_rkey,

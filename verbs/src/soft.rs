@@ -83,6 +83,7 @@ fn capabilities(backend: BackendKind, placement: Placement) -> Capabilities {
         max_mtu: Mtu::B4096,
         placement,
         atomicity: Atomicity::Global,
+        qp_kinds: crate::QpKinds::RC,
         // The gate makes each of them a barrier: see `mu_softrdma::gate`.
         revoke: RevokeCaps {
             qp_flags: Barrier::Yes,

@@ -76,6 +76,7 @@ pub(super) fn probe(
         // See `NicControl::placement`: the answer belongs to a connection.
         placement: Placement::Unknown,
         atomicity: atomicity(&attr),
+        qp_kinds: crate::QpKinds::RC,
         revoke: revoke_caps(&driver, memory_windows),
         rereg_mr,
         memory_windows,
