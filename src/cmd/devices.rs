@@ -262,7 +262,7 @@ impl Device {
             );
             line("placement", format!("order of one write: {}", a.placement));
             line("atomics", a.atomics.into());
-            line("queue pairs", a.qp_kinds.join(", "));
+            line("QP kinds", a.qp_kinds.join(", "));
             let methods: Vec<String> = a
                 .revoke
                 .iter()
