@@ -15,6 +15,7 @@ use crate::limits::WORD;
 use crate::sync::{Ordering, Word};
 
 /// Bytes from which the wide path pays.
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri, mu_sanitize))))]
 const WIDE_FROM: usize = 128;
 
 /// Copies `src` to `dst`, ascending.

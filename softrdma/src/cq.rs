@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::limits::MAX_CQE;
+use crate::limits::{MAX_CQE, MAX_MSG};
 use crate::node::{Lane, NodeShared, lock};
 use crate::post::Record;
 use crate::qp::QpShared;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::table::{inbound_record, lane_row, qp_row};
+use crate::table::{inbound_record, lane_row, qp_row, recv_record};
 use crate::types::{Completion, QpState, WcOpcode, WcStatus};
 
 /// A completion queue (`struct ibv_cq`): the end that polls.
@@ -38,6 +38,8 @@ struct Source {
     generation: u32,
     failed: bool,
     lane: Option<Arc<Lane>>,
+    /// The peer's queue pair, as slot of its row in the lane.
+    writer: usize,
     /// Receives delivered.
     delivered: u64,
 }
@@ -130,6 +132,7 @@ impl Source {
             generation: 0,
             failed: false,
             lane: None,
+            writer: 0,
             delivered,
         }
     }
@@ -167,6 +170,7 @@ impl Source {
         self.incarnation = ctl.incarnation;
         self.generation = ctl.generation;
         self.lane.clone_from(&ctl.lane);
+        self.writer = ctl.writer;
         let base = qp_row(self.qp.node.ctl.words(), self.qp.slot)
             .recv_base()
             .load(Ordering::Acquire);
@@ -220,7 +224,10 @@ impl Source {
                 .recv_done()
                 .load(Ordering::Acquire)
         });
-        if done <= self.delivered && !self.failed {
+        // A receive is flushed, and its buffer the caller's again, only when the peer is not in the middle of filling it.
+        let writer = self.writer;
+        let flush = self.failed && self.lane.as_ref().is_none_or(|lane| lane.is_quiet(writer));
+        if done <= self.delivered && !flush {
             return 0;
         }
         let posted = qp_row(self.qp.node.ctl.words(), self.qp.slot)
@@ -243,7 +250,11 @@ impl Source {
                 out[n].opcode = WcOpcode((head >> 8 & 0xffff) as u32);
                 out[n].byte_len = tail as u32;
                 out[n].imm_data = (head >> 32 & 1 == 1).then_some((tail >> 32) as u32);
-            } else if self.failed {
+                if !self.is_plausible(index, &out[n]) {
+                    out[n].status = WcStatus::GENERAL_ERR;
+                    out[n].byte_len = 0;
+                }
+            } else if flush {
                 out[n].status = WcStatus::WR_FLUSH_ERR;
                 out[n].opcode = WcOpcode::RECV;
             } else {
@@ -256,5 +267,17 @@ impl Source {
             .recv_delivered
             .store(self.delivered, Ordering::Release);
         n
+    }
+
+    /// What a peer says of a receive is checked against what was posted: a length beyond the buffer must not reach a
+    /// caller who slices by it.
+    fn is_plausible(&self, index: u64, completion: &Completion) -> bool {
+        let [_, len_key, ..] = recv_record(self.qp.node.ctl.words(), self.qp.slot, index);
+        let posted = len_key.load(Ordering::Relaxed) as u32;
+        match completion.opcode {
+            WcOpcode::RECV => completion.byte_len <= posted,
+            WcOpcode::RECV_RDMA_WITH_IMM => completion.byte_len as usize <= MAX_MSG,
+            _ => false,
+        }
     }
 }

@@ -9,14 +9,13 @@
 use std::sync::Arc;
 
 use crate::copy;
-use crate::error::Error;
 use crate::fault::Shuffle;
 use crate::gate;
 use crate::memory::Memory;
 use crate::node::View;
 use crate::qp::QpShared;
 use crate::region::{Bind, Registration, invalidate};
-use crate::sync::{Ordering, Word};
+use crate::sync::{Ordering, Word, fence};
 use crate::table::{
     LaneRow, Nak, Permission, QpRow, RegionState, WriterRow, inbound_record, key_slot, lane_row,
     qp_row, qp_slot, recv_record, region_row, writer_row,
@@ -34,6 +33,8 @@ pub(crate) struct Path {
     own_slot: usize,
     /// What the target's row must say: its own number and this queue pair's.
     numbers: u64,
+    /// The same for the packet sequence numbers.
+    psns: u64,
     mtu: usize,
 }
 
@@ -136,6 +137,8 @@ enum Stop {
     NoReceive(u8),
     /// This context died in mid-copy, on demand: the gate is not left.
     Crashed,
+    /// The target died or fenced this context: what was copied may be nowhere.
+    Gone,
 }
 
 impl Source<'_> {
@@ -191,19 +194,19 @@ fn for_each_piece(
 }
 
 impl Path {
-    /// The way to `attr.remote`.
-    pub(crate) fn open(qp: &QpShared, attr: &RtrAttr) -> Result<Self, Error> {
+    /// The way to `attr.remote`, over `view`, for a connection that begins with `psn` here.
+    pub(crate) fn new(qp: &QpShared, psn: u32, attr: &RtrAttr, view: Arc<View>) -> Self {
         let remote = attr.remote;
-        let view = qp.node.fabric.attach(&qp.node, remote.node)?;
-        Ok(Self {
+        Self {
             view,
             me: qp.node.id,
             target_qp: remote.qp_num,
             slot: qp_slot(remote.qp_num),
             own_slot: qp.slot,
             numbers: u64::from(remote.qp_num) << 32 | u64::from(qp.qp_num),
+            psns: u64::from(remote.psn) << 32 | u64::from(psn),
             mtu: attr.path_mtu.bytes(),
-        })
+        }
     }
 
     /// Carries `op` on from byte `done`.
@@ -248,9 +251,10 @@ impl Path {
             } => run.atomic(local, remote, action),
             Op::Bind(_) | Op::Invalidate(_) => unreachable!("handled above"),
         };
-        // A target that died, or fenced this view, or gave its memory up meanwhile: what was copied may be nowhere.
-        let unknown = self.view.gone.load(Ordering::Acquire) || !run.is_answering();
-        if matches!(outcome, Outcome::Done { .. }) && unknown {
+        // A target that died, or fenced this view, or gave its memory up meanwhile: what was copied may be nowhere. A
+        // connection that is not the one any more: what was copied may be overwritten already.
+        let known = || !self.view.gone.load(Ordering::Acquire) && run.admit(Access::NONE).is_ok();
+        if matches!(outcome, Outcome::Done { .. }) && !known() {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
         }
         outcome
@@ -285,20 +289,13 @@ impl<'a> Run<'a> {
             _ => {}
         }
         result.map_err(|stop| match stop {
-            Stop::Crashed => Outcome::Failed(WcStatus::RETRY_EXC_ERR),
+            Stop::Crashed | Stop::Gone => Outcome::Failed(WcStatus::RETRY_EXC_ERR),
             Stop::NotReady => Outcome::NotReady,
             Stop::NoReceive(timer) => Outcome::NoReceive { timer },
             Stop::Nak(Nak::InvalidRequest, _) => Outcome::Failed(WcStatus::REM_INV_REQ_ERR),
             Stop::Nak(Nak::Access, _) => Outcome::Failed(WcStatus::REM_ACCESS_ERR),
             Stop::Nak(Nak::Operation, _) => Outcome::Failed(WcStatus::REM_OP_ERR),
         })
-    }
-
-    /// Whether the target's queue pair is one that answers.
-    #[inline]
-    fn is_answering(&self) -> bool {
-        let state = Permission::load(self.row.permission()).state;
-        matches!(state, QpState::Rtr | QpState::Rts)
     }
 
     /// W3: the target's queue pair as it is now.
@@ -309,6 +306,7 @@ impl<'a> Run<'a> {
         let ready = matches!(permission.state, QpState::Rtr | QpState::Rts)
             && row.peer_node().load(Ordering::Relaxed) == self.path.me
             && row.numbers().load(Ordering::Relaxed) == self.path.numbers
+            && row.psns().load(Ordering::Relaxed) == self.path.psns
             && row.lane().load(Ordering::Relaxed) == self.path.view.lane_id;
         if !ready {
             return Err(Stop::NotReady);
@@ -352,6 +350,12 @@ impl<'a> Run<'a> {
             return Err(refused);
         }
         let at = row.start().load(Ordering::Relaxed).saturating_add(offset) as usize;
+        // The row may have been given to another region while it was read: a dereg waits only for the queue pairs of its
+        // own domain. Then the state has changed as well.
+        fence(Ordering::Acquire);
+        if row.state().load(Ordering::Relaxed) != state.to_word() {
+            return Err(refused);
+        }
         // From here on the target itself would be wrong: memory it never announced, or a region outside its memory.
         let broken = Stop::Nak(Nak::Operation, p.generation);
         let Some(memory) = self.memory((memory >> 32) as u32) else {
@@ -376,6 +380,9 @@ impl<'a> Run<'a> {
     #[cold]
     fn new_memory(&self, id: u32) -> Option<&'a Memory> {
         self.path.view.fabric.upgrade()?.catch_up(&self.path.view);
+        if self.path.view.gone.load(Ordering::Acquire) {
+            return None;
+        }
         self.path.view.memories.get(id)
     }
 
@@ -404,6 +411,7 @@ impl<'a> Run<'a> {
                     self.place(src, from, n, (memory, at + from), how)?;
                 }
                 if let Some(index) = receive {
+                    self.still_there()?;
                     self.complete_receive(
                         index,
                         WcStatus::SUCCESS,
@@ -508,6 +516,7 @@ impl<'a> Run<'a> {
                 let index = self.next_receive(p)?;
                 self.receive(p, index, src, len, from, n)?;
                 if last {
+                    self.still_there()?;
                     self.complete_receive(index, WcStatus::SUCCESS, WcOpcode::RECV, len, imm);
                 }
                 Ok(())
@@ -578,6 +587,15 @@ impl<'a> Run<'a> {
             }
             Err(_) => refuse(WcStatus::LOC_PROT_ERR, Nak::Operation),
         }
+    }
+
+    /// Before the target is told that bytes are there: they went to its memory and not to the pages that a fence put in
+    /// its place.
+    fn still_there(&self) -> Result<(), Stop> {
+        if self.path.view.gone.load(Ordering::Acquire) {
+            return Err(Stop::Gone);
+        }
+        Ok(())
     }
 
     /// Tells the target that receive `index` is complete.

@@ -72,6 +72,10 @@ impl Ways for Inner {
     }
 
     fn exchange(&self, _: &Memory) -> Result<(), Error> {
+        self.check_exchange()
+    }
+
+    fn check_exchange(&self) -> Result<(), Error> {
         let what = "threads of one process share their pages; wait for the writer instead".into();
         Err(Error::Invalid {
             verb: "orphan",

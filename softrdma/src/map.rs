@@ -56,6 +56,7 @@ impl Map {
 }
 
 /// Plain page size: 4096 on every target this builds for except some aarch64 kernels, which round up by themselves.
+#[cfg(not(any(loom, miri)))]
 pub(crate) const PAGE: usize = 4096;
 /// Huge page size asked for.
 #[cfg(not(any(loom, miri)))]
@@ -177,27 +178,34 @@ mod os {
             let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_POPULATE;
             // SAFETY: as in `detach`: exactly this mapping, other pages; the file has its size and is sealed.
-            unsafe { mmap(Some(addr), len, prot, flags, fd, 0) }.map(drop)
+            let base = unsafe { mmap(Some(addr), len, prot, flags, fd, 0) }?;
+            Self::settle_in(base, len.get(), self.info.page_bytes);
+            Ok(())
         }
 
-        /// Takes over a fresh mapping: no inheritance by a child, locked if allowed.
+        /// Takes over a fresh mapping.
         fn finish(base: NonNull<libc::c_void>, len: usize, page_bytes: usize) -> Self {
-            // A failure of the next three costs speed or protection against `fork`, never correctness: what matters
-            // of it (`locked`) is kept and shown. SAFETY: the range is exactly the fresh mapping, and the advice does
-            // not change its contents.
-            let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTFORK) };
-            if page_bytes == PAGE && len >= HUGE {
-                // SAFETY: as above.
-                let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
-            }
-            // SAFETY: as above.
-            let locked = unsafe { mlock(base, len) }.is_ok();
+            let locked = Self::settle_in(base, len, page_bytes);
             Self {
                 base: base.cast(),
                 words: len / WORD,
                 info: PageInfo { page_bytes, locked },
                 backing: Backing::Mapped,
             }
+        }
+
+        /// No inheritance by a child, huge pages where the kernel has some by itself, locked if allowed: says whether.
+        fn settle_in(base: NonNull<libc::c_void>, len: usize, page_bytes: usize) -> bool {
+            // A failure of these costs speed or protection against `fork`, never correctness: what matters of it
+            // (`locked`) is kept and shown.
+            // SAFETY: the range is exactly a mapping of this file, and the advice does not change its contents.
+            let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTFORK) };
+            if page_bytes == PAGE && len >= HUGE {
+                // SAFETY: as above.
+                let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
+            }
+            // SAFETY: as above.
+            unsafe { mlock(base, len) }.is_ok()
         }
     }
 }

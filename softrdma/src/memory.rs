@@ -9,8 +9,8 @@ use crate::limits::WORD;
 use crate::map::{Map, PageInfo};
 use crate::sync::{AtomicU32, Ordering, Word};
 
-/// A piece of memory made of 64-bit words. Cloning shares it; it is given back when the last handle, registrations and
-/// peers' mappings included, is gone.
+/// A piece of memory made of 64-bit words. Cloning shares it. It is given back when the last handle, registrations and
+/// peers' mappings included, is gone, and, if a software context allocated it, that context as well.
 ///
 /// Local code and peers race on it by design, so there is no `&[u8]` to it: read a word, or copy a range into private
 /// memory once and check the copy. Loads are Acquire and stores Release.

@@ -15,7 +15,7 @@ use crate::map::Map;
 use crate::memory::Memory;
 use crate::qp::{Qp, QpShared};
 use crate::region::{Mr, Mw, Window};
-use crate::sync::{Mutex, MutexGuard, Ordering};
+use crate::sync::{Mutex, MutexGuard, Ordering, Word};
 use crate::table::{self, LAYOUT};
 use crate::types::{Access, AsyncEvent, QpCap};
 
@@ -40,6 +40,8 @@ pub(crate) fn random() -> Result<u64, Error> {
 pub(crate) trait Fabric: Send + Sync {
     /// Memory that peers of this fabric can reach.
     fn alloc(&self, bytes: usize) -> Result<Map, Error>;
+    /// Whether memory of this fabric can be given new pages.
+    fn check_exchange(&self) -> Result<(), Error>;
     /// New pages under `memory`, with the same contents, that no peer has. Nobody may store into it meanwhile.
     fn exchange(&self, memory: &Memory) -> Result<(), Error>;
     /// Tells the peers about new memory of `me`.
@@ -118,8 +120,10 @@ pub(crate) struct Lane {
     pub(crate) memory: Memory,
     /// The initiator is dead: it stores nothing any more.
     pub(crate) peer_gone: Arc<StdBool>,
-    /// The initiator was fenced in mid-copy: this lane is never granted anything again.
+    /// A writer of it was fenced or given up in mid-copy: nothing is ever granted over this lane again.
     pub(crate) fenced: StdBool,
+    /// The sequence value of each writer at which its pages were protected: while it has that value it cannot store.
+    pub(crate) fenced_at: [StdU64; MAX_QPS],
     /// The initiator has it. Each connection of a peer gets a lane that nobody had before.
     pub(crate) handed_over: StdBool,
 }
@@ -132,8 +136,26 @@ impl Lane {
             memory,
             peer_gone,
             fenced: StdBool::new(false),
+            fenced_at: [const { StdU64::new(0) }; MAX_QPS],
             handed_over: StdBool::new(false),
         }
+    }
+
+    /// The sequence word of writer `slot`.
+    pub(crate) fn seq(&self, slot: usize) -> &Word {
+        table::writer_row(self.memory.words(), slot).seq()
+    }
+
+    /// Whether writer `slot` sits in a copy that was fenced: it cannot store any more.
+    pub(crate) fn is_fenced(&self, slot: usize) -> bool {
+        let seq = self.seq(slot).load(Ordering::Acquire);
+        seq & 1 == 1 && seq == self.fenced_at[slot].load(Ordering::Acquire)
+    }
+
+    /// Whether writer `slot` has left its copy, or can store no more.
+    pub(crate) fn is_quiet(&self, slot: usize) -> bool {
+        let gone = self.peer_gone.load(Ordering::Acquire);
+        gone || !gate::is_busy(self.seq(slot)) || self.is_fenced(slot)
     }
 
     /// Whether a new connection may be made over it.
@@ -161,6 +183,8 @@ pub(crate) struct NodeShared {
 
 struct Tables {
     qps: [Option<Weak<QpShared>>; MAX_QPS],
+    /// Destroyed while their writer was stalled in mid-copy: whoever takes memory away has to wait for it still.
+    stuck: Vec<Arc<QpShared>>,
     regions: [bool; MAX_REGIONS],
     windows: [Option<Weak<Window>>; MAX_REGIONS],
     next_memory: u32,
@@ -187,6 +211,7 @@ impl Node {
             placement,
             tables: Mutex::new(Tables {
                 qps: [const { None }; MAX_QPS],
+                stuck: Vec::new(),
                 regions: [false; MAX_REGIONS],
                 windows: [const { None }; MAX_REGIONS],
                 next_memory: 0,
@@ -238,6 +263,8 @@ impl Node {
                 what,
             });
         }
+        node.fabric.check_exchange()?;
+        let id = node.next_memory()?;
         let words = node.ctl.words();
         for slot in 0..MAX_REGIONS {
             let row = table::region_row(words, slot);
@@ -251,7 +278,6 @@ impl Node {
             }
         }
         node.fabric.exchange(memory)?;
-        let id = node.next_memory()?;
         memory.renumber(id);
         let fresh = node.memories.set(id, memory.clone());
         assert!(fresh, "memory numbers are given out once");
@@ -403,6 +429,11 @@ impl NodeShared {
         let qp = make(slot);
         tables.qps[slot] = Some(Arc::downgrade(&qp));
         Ok(qp)
+    }
+
+    /// Keeps a queue pair whose writer could not be waited for when it was destroyed.
+    pub(crate) fn keep_qp(&self, qp: &Arc<QpShared>) {
+        lock(&self.tables).stuck.push(Arc::clone(qp));
     }
 
     pub(crate) fn remove_qp(&self, slot: usize) {

@@ -208,7 +208,7 @@ impl Qp {
         }
         let (addr, len_key) = match wr.local {
             [] => (0, 0),
-            // A piece outside its region gets a length that no check of the responder passes.
+            // Whether the piece lies in its region is looked at when a message is placed there.
             [sge, ..] => (
                 sge.mr.addr().wrapping_add(sge.offset as u64),
                 sge.len.min(MAX_MSG) as u64 | u64::from(sge.mr.key()) << 32,

@@ -14,7 +14,7 @@ use crate::engine::Path;
 use crate::error::Error;
 use crate::gate;
 use crate::limits::{MAX_INLINE, MAX_QPS, MAX_RECV_SGE, MAX_RECV_WR, MAX_SEND_WR, MAX_SGE};
-use crate::node::{Lane, NodeShared, Pd, Stalled, lock, random};
+use crate::node::{Lane, NodeShared, Pd, Stalled, View, lock, random};
 use crate::post::Poster;
 use crate::ring::Ring;
 use crate::slow::{Late, Slow};
@@ -68,7 +68,7 @@ pub(crate) struct Ctl {
     /// What the peer writes to me, from RTR on.
     pub(crate) lane: Option<Arc<Lane>>,
     /// The peer's queue pair, as slot of its row in the lane.
-    writer: usize,
+    pub(crate) writer: usize,
     /// The way to the peer, from RTR on.
     pub(crate) path: Option<Arc<Path>>,
     /// Counts RESETs: requests and completions of earlier incarnations are forgotten.
@@ -257,9 +257,23 @@ impl QpShared {
     }
 
     fn modify(&self, change: &Modify) -> Result<(), Error> {
+        // Reaching the peer can take as long as it likes to answer; nobody who needs the lock waits for that.
+        let reached = match change {
+            Modify::Rtr(attr) if self.lock().state == QpState::Init => {
+                let view = self.node.fabric.attach(&self.node, attr.remote.node)?;
+                let lane = self.node.fabric.lane(&self.node, attr.remote.node)?;
+                Some((view, lane))
+            }
+            _ => None,
+        };
         let mut ctl = self.lock();
         let initiator = ctl.initiator();
-        let done = self.change(&mut ctl, change);
+        let done = match (change, reached) {
+            (Modify::Rtr(attr), Some((view, lane))) if ctl.state == QpState::Init => {
+                self.to_rtr(&mut ctl, attr, view, lane)
+            }
+            _ => self.change(&mut ctl, change),
+        };
         drop(ctl);
         self.settle_late(initiator);
         done
@@ -269,7 +283,6 @@ impl QpShared {
         use QpState::{Err as Failed, Init, Reset, Rtr, Rts};
         match (ctl.state, *change) {
             (Reset, Modify::Init(access)) => self.to_init(ctl, access),
-            (Init, Modify::Rtr(attr)) => self.to_rtr(ctl, &attr),
             (Rtr, Modify::Rts(attr)) => {
                 ctl.rts = attr;
                 self.publish(ctl, Rts);
@@ -292,6 +305,11 @@ impl QpShared {
 
     fn to_init(&self, ctl: &mut Ctl, access: Access) -> Result<(), Error> {
         self.check_access(access)?;
+        // A RESET that could not wait for the writer left the connection in place: first it has to be over.
+        if ctl.lane.is_some() {
+            self.settle_writer(ctl, "ibv_modify_qp")?;
+            self.forget(ctl);
+        }
         ctl.psn = random()? as u32 & 0xff_ffff;
         ctl.generation = ctl.generation.wrapping_add(1);
         ctl.access = access;
@@ -299,18 +317,26 @@ impl QpShared {
         Ok(())
     }
 
-    fn to_rtr(&self, ctl: &mut Ctl, attr: &RtrAttr) -> Result<(), Error> {
+    fn to_rtr(
+        &self,
+        ctl: &mut Ctl,
+        attr: &RtrAttr,
+        view: Arc<View>,
+        lane: Arc<Lane>,
+    ) -> Result<(), Error> {
         let remote = attr.remote;
-        let path = Path::open(self, attr)?;
-        ctl.lane = Some(self.node.fabric.lane(&self.node, remote.node)?);
+        let lane_id = lane.id;
+        ctl.lane = Some(lane);
         ctl.writer = qp_slot(remote.qp_num);
-        // The re-grant rule: a writer of an earlier connection must not be in the middle of a copy.
+        // The re-grant rule: a writer of an earlier connection must not be in the middle of a copy. If this fails, the
+        // lane stays: nothing was granted over it, and the next try, or a RESET, looks at it again.
         self.settle_writer(ctl, "ibv_modify_qp")?;
         self.refuse_fenced(ctl)?;
         let row = qp_row(self.node.ctl.words(), self.slot);
         row.peer_node().store(remote.node, Ordering::Relaxed);
-        let lane_id = ctl.lane.as_ref().map_or(0, |lane| lane.id);
         row.lane().store(lane_id, Ordering::Relaxed);
+        let psns = u64::from(ctl.psn) << 32 | u64::from(remote.psn);
+        row.psns().store(psns, Ordering::Relaxed);
         row.numbers().store(
             u64::from(self.qp_num) << 32 | u64::from(remote.qp_num),
             Ordering::Relaxed,
@@ -319,7 +345,7 @@ impl QpShared {
             u64::from(self.pd) | u64::from(attr.min_rnr_timer & 31) << 32,
             Ordering::Relaxed,
         );
-        ctl.path = Some(Arc::new(path));
+        ctl.path = Some(Arc::new(Path::new(self, ctl.psn, attr, view)));
         self.publish(ctl, QpState::Rtr);
         Ok(())
     }
@@ -419,8 +445,9 @@ impl QpShared {
         Ok(())
     }
 
-    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes
-    /// to ERR, so that the writer sees after its copy that it may not count it, and its lane is never used again.
+    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes to
+    /// ERR, so that the writer sees after its copy that it may not count it, and its lane is never granted anything.
+    /// Whether it is in that memory is not known here, so whoever takes other memory away still waits for it.
     pub(crate) fn abandon_writer(&self) {
         let mut ctl = lock(&self.ctl);
         if self.withdraw(&mut ctl, QpState::Err).is_err()
@@ -465,8 +492,8 @@ impl QpShared {
         if generation != ctl.generation {
             return;
         }
-        // The refused peer has left the gate, and it is in ERR itself; a stall would only mean a peer that lies.
-        let _ = self.withdraw(ctl, QpState::Err);
+        // No wait: this may be the thread that polls. Whoever takes rights or memory away waits for himself.
+        self.publish(ctl, QpState::Err);
         let qp_num = self.qp_num;
         self.node.event(match nak {
             Nak::Access => AsyncEvent::QpAccessError { qp_num },
@@ -479,11 +506,11 @@ impl QpShared {
     pub(crate) fn fail(&self, incarnation: u32) {
         let mut ctl = lock(&self.ctl);
         if ctl.incarnation == incarnation && matches!(ctl.state, QpState::Rtr | QpState::Rts) {
-            let _ = self.withdraw(&mut ctl, QpState::Err);
+            self.publish(&mut ctl, QpState::Err);
         }
     }
 
-    fn destroy(&self) -> Result<(), Error> {
+    fn destroy(self: &Arc<Self>) -> Result<(), Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -492,7 +519,11 @@ impl QpShared {
         }
         let mut ctl = lock(&self.ctl);
         let initiator = ctl.initiator();
-        self.withdraw(&mut ctl, QpState::Reset)?;
+        if let Err(stalled) = self.withdraw(&mut ctl, QpState::Reset) {
+            drop(ctl);
+            self.node.keep_qp(self);
+            return Err(stalled);
+        }
         self.forget(&mut ctl);
         drop(ctl);
         self.settle_late(initiator);

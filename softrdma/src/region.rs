@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::memory::Memory;
-use crate::node::{NodeShared, Pd, random};
+use crate::node::{NodeShared, Pd, lock, random};
 use crate::qp::QpShared;
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 use crate::table::{RegionState, key_slot, region_row};
@@ -25,8 +25,11 @@ pub(crate) struct Registration {
     access: AtomicU32,
     slot: usize,
     key: u32,
+    /// Set under `life`; read without it by requests.
     valid: AtomicBool,
-    windows: AtomicU32,
+    /// Windows bound to it. The lock also orders binds against what takes rights away: a bind sees the lowered rights, or
+    /// whoever lowers them sees the bind.
+    life: Mutex<u32>,
 }
 
 impl Registration {
@@ -37,6 +40,29 @@ impl Registration {
     #[inline]
     pub(crate) fn is_valid(&self) -> bool {
         self.valid.load(Ordering::Acquire)
+    }
+
+    fn refuse_windows(&self, verb: &'static str) -> Result<(), Error> {
+        self.refuse_bound(*lock(&self.life), verb)
+    }
+
+    fn refuse_bound(&self, windows: u32, verb: &'static str) -> Result<(), Error> {
+        if windows != 0 {
+            return Err(Error::Busy {
+                verb,
+                what: "the region",
+                users: "a bound memory window",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Waits for requests that the polling thread is just carrying out: they checked the region when they began. Those that
+/// only wait check it when they run.
+fn wait_for_slow(qps: &[Arc<QpShared>]) {
+    for qp in qps {
+        drop(lock(&qp.slow));
     }
 }
 
@@ -82,7 +108,7 @@ impl Mr {
             slot,
             key,
             valid: AtomicBool::new(true),
-            windows: AtomicU32::new(0),
+            life: Mutex::new(0),
         };
         let row = region_row(node.ctl.words(), slot);
         row.addr()
@@ -135,7 +161,7 @@ impl Mr {
     /// Changes the rights, key kept. When it returns, nothing lands under a right that was removed.
     ///
     /// # Errors
-    /// Rights that cannot be registered, or a stalled writer: only what both the old and the new rights allow holds
+    /// Rights that cannot be registered, a bound window (it has rights of its own), or a stalled writer: only what both the old and the new rights allow holds
     /// then, and the writer's copy may go on.
     pub fn reregister(&mut self, access: Access) -> Result<(), Error> {
         const VERB: &str = "ibv_rereg_mr";
@@ -156,8 +182,13 @@ impl Mr {
         };
         // First what is taken away, with the wait; only then what is added.
         let common = reg.access() & access;
-        reg.access.store(common.0, Ordering::Relaxed);
+        {
+            let windows = lock(&reg.life);
+            reg.refuse_bound(*windows, VERB)?;
+            reg.access.store(common.0, Ordering::Relaxed);
+        }
         let qps = reg.node.qps(Some(reg.pd));
+        wait_for_slow(&qps);
         reg.node.lower_region(VERB, reg.slot, word(common), &qps)?;
         reg.access.store(access.0, Ordering::Relaxed);
         // The memory's number changes if it was orphaned.
@@ -172,25 +203,24 @@ impl Mr {
     /// # Errors
     /// A window is bound to it, or a writer is stalled; the registration's number is not used again then.
     pub fn close(self) -> Result<(), Error> {
-        // Dropping `self` deregisters in either case: the caller has given the rights up.
-        if self.0.windows.load(Ordering::Acquire) != 0 {
-            return Err(Error::Busy {
-                verb: "ibv_dereg_mr",
-                what: "the region",
-                users: "a bound memory window",
-            });
-        }
+        // Dropping `self` deregisters in either case: the caller has given the rights up. Its windows stay until they are
+        // closed.
+        self.0.refuse_windows("ibv_dereg_mr")?;
         self.deregister()
     }
 
     fn deregister(&self) -> Result<(), Error> {
         const VERB: &str = "ibv_dereg_mr";
         let reg = &self.0;
-        if !reg.valid.swap(false, Ordering::AcqRel) {
-            return Ok(());
+        {
+            let _life = lock(&reg.life);
+            if !reg.valid.swap(false, Ordering::AcqRel) {
+                return Ok(());
+            }
         }
-        reg.node
-            .lower_region(VERB, reg.slot, 0, &reg.node.qps(Some(reg.pd)))?;
+        let qps = reg.node.qps(Some(reg.pd));
+        wait_for_slow(&qps);
+        reg.node.lower_region(VERB, reg.slot, 0, &qps)?;
         reg.node.remove_region(reg.slot);
         Ok(())
     }
@@ -212,8 +242,16 @@ pub(crate) struct Window {
     pd: u32,
     slot: usize,
     key: AtomicU32,
-    /// The region it is bound to, if it is.
-    region: Mutex<Option<(Arc<Registration>, Arc<QpShared>)>>,
+    bound: Mutex<Bound>,
+}
+
+/// Where a window stands.
+#[derive(Default)]
+struct Bound {
+    /// The region it is bound to, and through which queue pair.
+    to: Option<(Arc<Registration>, Arc<QpShared>)>,
+    /// Deallocated: a bind that still waits in a queue must not revive it.
+    closed: bool,
 }
 
 /// What a bind asks for.
@@ -238,13 +276,12 @@ impl Mw {
         }
         let slot = node.add_region(VERB)?;
         let key = AtomicU32::new(new_key(slot)?);
-        let region = Mutex::new(None);
         let window = Arc::new(Window {
             node: Arc::clone(node),
             pd: pd.id,
             slot,
             key,
-            region,
+            bound: Mutex::default(),
         });
         node.set_window(slot, Some(Arc::downgrade(&window)));
         Ok(Self(window))
@@ -260,7 +297,7 @@ impl Mw {
     /// # Errors
     /// A writer is stalled in mid-copy.
     pub fn close(self) -> Result<(), Error> {
-        self.0.unbind("ibv_dealloc_mw")
+        self.0.end()
     }
 }
 
@@ -268,22 +305,28 @@ impl Drop for Mw {
     fn drop(&mut self) {
         // As with a region: the right is withdrawn in any case, and `close` would have reported a stall.
         self.0.node.set_window(self.0.slot, None);
-        if self.0.unbind("ibv_dealloc_mw").is_ok() {
+        if self.0.end().is_ok() {
             self.0.node.remove_region(self.0.slot);
         }
     }
 }
 
 impl Window {
-    fn unbind(&self, verb: &'static str) -> Result<(), Error> {
-        let mut bound = crate::node::lock(&self.region);
-        let Some((_, qp)) = &*bound else {
+    /// Ends it for good: binds that still wait in a queue fail when they run.
+    fn end(&self) -> Result<(), Error> {
+        let mut bound = lock(&self.bound);
+        bound.closed = true;
+        self.unbind(&mut bound, "ibv_dealloc_mw")
+    }
+
+    fn unbind(&self, bound: &mut Bound, verb: &'static str) -> Result<(), Error> {
+        let Some((_, qp)) = &bound.to else {
             return Ok(());
         };
         self.node
             .lower_region(verb, self.slot, 0, std::slice::from_ref(qp))?;
-        if let Some((region, _)) = bound.take() {
-            region.windows.fetch_sub(1, Ordering::AcqRel);
+        if let Some((region, _)) = bound.to.take() {
+            *lock(&region.life) -= 1;
         }
         Ok(())
     }
@@ -293,7 +336,9 @@ impl Bind {
     /// Carries the bind out on queue pair `qp`.
     pub(crate) fn run(&self, qp: &Arc<QpShared>) -> WcStatus {
         let (window, region) = (&self.window, &self.region);
-        let mut bound = crate::node::lock(&window.region);
+        let mut bound = lock(&window.bound);
+        // Held until the window stands: from now on nobody takes the region or its rights away.
+        let mut windows = lock(&region.life);
         let key_fits = self.rkey >> 8 == window.key.load(Ordering::Acquire) >> 8;
         let range_fits = self.len > 0
             && self
@@ -307,7 +352,7 @@ impl Bind {
             && (!writes || region.access().contains(Access::LOCAL_WRITE))
             && self.access.without(Access::LOG | Access::REMOTE_ATOMIC) == Access::NONE;
         let fits = key_fits && range_fits && own && domain_fits && rights_fit && region.is_valid();
-        if !fits || bound.is_some() {
+        if !fits || bound.closed || bound.to.is_some() {
             return WcStatus::MW_BIND_ERR;
         }
         window.key.store(self.rkey, Ordering::Release);
@@ -331,30 +376,28 @@ impl Bind {
             .to_word(),
             Ordering::Release,
         );
-        region.windows.fetch_add(1, Ordering::AcqRel);
-        *bound = Some((Arc::clone(region), Arc::clone(qp)));
+        *windows += 1;
+        bound.to = Some((Arc::clone(region), Arc::clone(qp)));
         WcStatus::SUCCESS
     }
 }
 
 /// Invalidates the window bound under `rkey` on `qp` (`IBV_WR_LOCAL_INV`).
 pub(crate) fn invalidate(qp: &Arc<QpShared>, rkey: u32) -> WcStatus {
-    match qp.node.window(key_slot(rkey)) {
-        Some(window) if window.key.load(Ordering::Acquire) == rkey && window.is_bound_to(qp) => {
-            match window.unbind("IBV_WR_LOCAL_INV") {
-                Ok(()) => WcStatus::SUCCESS,
-                // The right is withdrawn, but a stalled writer may go on: not known to be done.
-                Err(_) => WcStatus::GENERAL_ERR,
-            }
-        }
-        _ => WcStatus::LOC_PROT_ERR,
+    let Some(window) = qp.node.window(key_slot(rkey)) else {
+        return WcStatus::LOC_PROT_ERR;
+    };
+    let mut bound = lock(&window.bound);
+    let own = bound
+        .to
+        .as_ref()
+        .is_some_and(|(_, owner)| Arc::ptr_eq(owner, qp));
+    if !own || window.key.load(Ordering::Acquire) != rkey {
+        return WcStatus::LOC_PROT_ERR;
     }
-}
-
-impl Window {
-    fn is_bound_to(&self, qp: &QpShared) -> bool {
-        crate::node::lock(&self.region)
-            .as_ref()
-            .is_some_and(|(_, owner)| owner.qp_num == qp.qp_num)
+    match window.unbind(&mut bound, "IBV_WR_LOCAL_INV") {
+        Ok(()) => WcStatus::SUCCESS,
+        // The right is withdrawn, but a stalled writer may go on: not known to be done.
+        Err(_) => WcStatus::GENERAL_ERR,
     }
 }

@@ -189,7 +189,7 @@ fn revocation(chunks: &'static [Range<usize>], broken: Broken) {
 
 #[test]
 fn revocation_against_one_write() {
-    const ONE: &[Range<usize>] = &[0..2];
+    const ONE: &[Range<usize>] = std::slice::from_ref(&(0..2));
     holds("gate: one write", None, || revocation(ONE, Nothing));
     for broken in [
         NoWriterFence,

@@ -39,7 +39,7 @@ use Broken::*;
 
 /// The real ring, or a copy of it with one thing wrong.
 enum Queue {
-    Real(Ring),
+    Real(Box<Ring>),
     Twin(Twin),
 }
 
@@ -59,7 +59,7 @@ impl Queue {
                 tail: Word::new(0),
                 broken,
             }),
-            _ => Self::Real(Ring::new(capacity)),
+            _ => Self::Real(Box::new(Ring::new(capacity))),
         }
     }
 

@@ -9,7 +9,7 @@ use models::{BOUND, caught, holds};
 use mu_softrdma::error::PostError;
 use mu_softrdma::sync::{Weakness, spin_hint, weaken};
 use mu_softrdma::types::*;
-use mu_softrdma::{Cq, Fabric, Mr, Mw, Node, Pd, Qp};
+use mu_softrdma::{Control, Cq, Fabric, Mr, Mw, Node, Pd, Qp};
 
 const CAP: QpCap = QpCap {
     max_send_wr: 2,
@@ -63,10 +63,15 @@ fn modify(qp: &Qp, change: Modify) {
         .expect("a change that the state allows");
 }
 
-fn connect(qp: &Qp, peer: &Qp) {
-    modify(qp, Modify::Init(Access::LOG));
-    modify(qp, Modify::Rtr(RtrAttr::new(peer.control().endpoint())));
-    modify(qp, Modify::Rts(RtsAttr::default()));
+/// From RESET to RTS. Packet sequence numbers are drawn at INIT, so both get there first.
+fn connect(a: &Control, b: &Control) {
+    let modify =
+        |end: &Control, change| end.modify(&change).expect("a change that the state allows");
+    [a, b].map(|end| modify(end, Modify::Init(Access::LOG)));
+    for (end, peer) in [(a, b), (b, a)] {
+        modify(end, Modify::Rtr(RtrAttr::new(peer.endpoint())));
+        modify(end, Modify::Rts(RtsAttr::default()));
+    }
 }
 
 /// Two contexts with a pair of connected queue pairs.
@@ -74,8 +79,7 @@ fn pair() -> (Side, End, Side, End) {
     let fabric = Fabric::new();
     let (a, b) = (Side::new(&fabric), Side::new(&fabric));
     let (x, y) = (a.end(), b.end());
-    connect(&x.qp, &y.qp);
-    connect(&y.qp, &x.qp);
+    connect(x.qp.control(), y.qp.control());
     (a, x, b, y)
 }
 
@@ -171,8 +175,7 @@ fn deregistration_against_two_writers(weakness: Weakness) {
     let (a, b) = (Side::new(&fabric), Side::new(&fabric));
     let ends: [(End, End); 2] = std::array::from_fn(|_| (a.end(), b.end()));
     for (x, y) in &ends {
-        connect(&x.qp, &y.qp);
-        connect(&y.qp, &x.qp);
+        connect(x.qp.control(), y.qp.control());
     }
     let remote = b.mr.remote(0);
     let memory = b.mr.memory().clone();
@@ -320,25 +323,20 @@ fn completions_and_what_they_stand_for() {
     );
 }
 
-/// The posting thread's queue pair is reset and connected again by another thread while its owner polls: what was
+/// A pair of queue pairs is reset and connected again by another thread while its owner polls: what was
 /// completed before RESET is not seen after it, what is posted after it is carried out and completed once.
 fn reset_under_way(forgets: bool) {
     let (_a, mut x, b, y) = pair();
     x.write(1, b.mr.remote(0));
     x.write(3, b.mr.remote(0));
     let End { mut cq, mut qp } = x;
-    let control = qp.control().clone();
-    let peer = y.qp.control().endpoint();
+    let controls = [qp.control().clone(), y.qp.control().clone()];
     let changes = thread::spawn(move || {
         if forgets {
-            control.modify(&Modify::Reset).expect("RESET");
-            control.modify(&Modify::Init(Access::LOG)).expect("INIT");
-            control
-                .modify(&Modify::Rtr(RtrAttr::new(peer)))
-                .expect("RTR");
-            control
-                .modify(&Modify::Rts(RtsAttr::default()))
-                .expect("RTS");
+            for control in &controls {
+                control.modify(&Modify::Reset).expect("RESET");
+            }
+            connect(&controls[0], &controls[1]);
         }
     });
     let poll = |cq: &mut Cq| {
@@ -372,7 +370,7 @@ fn reset_under_way(forgets: bool) {
 
 #[test]
 fn a_reset_forgets() {
-    holds("stack: RESET against polling", None, || {
+    holds("stack: RESET against polling", BOUND, || {
         reset_under_way(true)
     });
     // The negative control: where nothing was reset, the old completion is delivered.
@@ -388,8 +386,7 @@ fn former_peer_goes_on(weakness: Weakness) {
     let (a, former, b, y) = pair();
     let now = a.end();
     modify(&y.qp, Modify::Reset);
-    connect(&now.qp, &y.qp);
-    connect(&y.qp, &now.qp);
+    connect(now.qp.control(), y.qp.control());
     let remote = b.mr.remote(0);
     let writers = [former, now].map(|mut x| {
         thread::spawn(move || {
@@ -419,7 +416,8 @@ fn revocation_with_a_former_peer() {
 }
 
 /// Receives are posted while another thread resets the queue pair: whatever was accepted is flushed once each, under
-/// its own number, and no more are accepted than there is room for.
+/// its own number, and no more are accepted than there is room for. It found a fault: the room was once counted from what
+/// had been posted and not from what RESET had forgotten.
 fn receives_across_reset(weakness: Weakness) {
     weaken(weakness);
     let (_a, x, _b, mut y) = pair();

@@ -243,3 +243,23 @@ fn receives_posted_before_the_connection_are_flushed() {
     assert_eq!(y.poll(), None);
     drop(x);
 }
+
+/// A message that a RESET of its target cut in two does not go on when that one connects to the same peer again.
+#[test]
+fn a_message_does_not_go_on_in_the_next_connection() {
+    let Pair { mut x, y } = in_mode(Placement::TornAtMtu);
+    let chunk = Mtu::default().bytes();
+    x.mr.memory().write_bytes(0, &vec![1; 3 * chunk]);
+    x.write_region(1, y.mr.remote(0), 3 * chunk);
+    assert_eq!(
+        y.mr.memory().load(0),
+        ONES,
+        "the first chunk is placed by posting"
+    );
+    y.modify(Modify::Reset);
+    y.modify(Modify::Init(Access::LOG));
+    y.modify(Modify::Rtr(RtrAttr::new(x.qp.control().endpoint())));
+    y.modify(Modify::Rts(RtsAttr::default()));
+    assert_eq!(x.wait().status, WcStatus::RETRY_EXC_ERR);
+    assert_eq!(y.mr.memory().load(chunk / 8), 0, "the old message went on");
+}

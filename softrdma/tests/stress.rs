@@ -257,15 +257,17 @@ impl Owner {
                 .expect("nobody is stalled"),
             _ => {}
         }
-        self.connect(storm);
-        storm.aim(if method == Method::Window {
-            self.bind()
-        } else {
-            self.y.mr.remote(0)
+        // A write that is on its way with the old key fails the new connection; then it is made again.
+        let target = until("a bound window", || {
+            self.connect(storm);
+            match method {
+                Method::Window => self.bind(),
+                _ => Some(self.y.mr.remote(0)),
+            }
         });
+        storm.aim(target);
         until("the storm", || {
             let landed = self.words()[0].load(Ordering::Acquire) != OWN;
-            // A write that was on its way with the old key has failed the new connection.
             let failed = |control: &Control| control.state() == QpState::Err;
             if !landed && (failed(&storm.control) || failed(self.y.qp.control())) {
                 self.connect(storm);
@@ -274,30 +276,37 @@ impl Owner {
         });
     }
 
+    /// Both ends anew; nothing of the connection before gets into this one.
     fn connect(&self, storm: &Storm) {
         let (x, y) = (&storm.control, self.y.qp.control());
-        let (to_x, to_y) = (x.endpoint(), y.endpoint());
-        for (control, peer) in [(y, to_x), (x, to_y)] {
-            let modify = |change| {
-                control
-                    .modify(&change)
-                    .expect("a change that the state allows")
-            };
-            modify(Modify::Reset);
-            modify(Modify::Init(Access::LOG));
-            modify(Modify::Rtr(RtrAttr {
-                path_mtu: Mtu::B256,
-                ..RtrAttr::new(peer)
-            }));
-            modify(Modify::Rts(RtsAttr {
-                timeout: 8,
-                retry_cnt: 1,
-                ..RtsAttr::default()
-            }));
+        let modify =
+            |end: &Control, change| end.modify(&change).expect("a change that the state allows");
+        for end in [x, y] {
+            modify(end, Modify::Reset);
+            modify(end, Modify::Init(Access::LOG));
+        }
+        for (end, peer) in [(y, x), (x, y)] {
+            let remote = peer.endpoint();
+            modify(
+                end,
+                Modify::Rtr(RtrAttr {
+                    path_mtu: Mtu::B256,
+                    ..RtrAttr::new(remote)
+                }),
+            );
+            modify(
+                end,
+                Modify::Rts(RtsAttr {
+                    timeout: 8,
+                    retry_cnt: 1,
+                    ..RtsAttr::default()
+                }),
+            );
         }
     }
 
-    fn bind(&mut self) -> RemoteAddr {
+    /// Binds the window anew, if the connection holds until then.
+    fn bind(&mut self) -> Option<RemoteAddr> {
         let y = &mut self.y;
         let (window, old) = self.window.take().unwrap_or_else(|| {
             let window = y.node.alloc_mw(&y.pd).expect("a window");
@@ -315,12 +324,12 @@ impl Owner {
             access,
         };
         y.qp.post_send(&signalled(0, bind)).expect("there is room");
-        assert_eq!(y.wait().status, WcStatus::SUCCESS);
-        self.window = Some((window, rkey));
-        RemoteAddr {
+        let bound = y.wait().status.is_success();
+        self.window = Some((window, if bound { rkey } else { old }));
+        bound.then_some(RemoteAddr {
             rkey,
             ..y.mr.remote(0)
-        }
+        })
     }
 }
 

@@ -29,7 +29,7 @@ use crate::map::{Map, PAGE};
 use crate::memory::Memory;
 use crate::node::{Fabric, Lane, MemoryTable, Node, NodeShared, Stalled, View, lock, random};
 use crate::sync::{Ordering, spin_hint, yield_now};
-use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, writer_row};
+use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, Mark, writer_row};
 
 /// Connections that have not said who they are yet.
 const MAX_GREETING: usize = 64;
@@ -64,6 +64,7 @@ pub(super) fn open(options: &Options) -> Result<Node, Error> {
     .map_err(system("socket"))?;
     bind(listener.as_raw_fd(), &address(id).map_err(system("bind"))?).map_err(system("bind"))?;
     listen(&listener, Backlog::MAXCONN).map_err(system("listen"))?;
+    raw::register_barrier();
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(system("eventfd"))?;
     let shm = Arc::new(Shm {
@@ -149,6 +150,7 @@ struct InboundState {
     /// Where it mapped which memory: number, address, bytes (0 if it cannot be protected).
     mapped: Vec<(u32, u64, u64)>,
     closed: bool,
+    told_fenced: bool,
 }
 
 /// A peer that this context may write to.
@@ -172,6 +174,10 @@ impl Fabric for Shm {
             fd,
         });
         Ok(map)
+    }
+
+    fn check_exchange(&self) -> Result<(), Error> {
+        Ok(())
     }
 
     fn exchange(&self, memory: &Memory) -> Result<(), Error> {
@@ -246,7 +252,7 @@ impl Fabric for Shm {
     }
 
     fn stalled(&self, lane: &Lane, slot: usize, waited: Duration) -> Stalled {
-        if lane.peer_gone.load(Ordering::Acquire) || lane.fenced.load(Ordering::Acquire) {
+        if lane.peer_gone.load(Ordering::Acquire) || lane.is_fenced(slot) {
             return Stalled::Over;
         }
         if waited < SPIN {
@@ -423,66 +429,51 @@ impl Shm {
     // ------------------------------------------------------------------ target
 
     /// Protects what the writer behind writer row `slot` is storing into, in that writer's own mapping.
+    ///
+    /// The peer is told first, and what it says is read afterwards. It reads its socket empty after it has announced a new
+    /// mapping and before it uses it, so either it finds out that it was fenced, or this side knows of the mapping.
     fn fence(&self, peer: &Inbound, slot: usize) -> Stalled {
-        peer.drain();
-        let state = lock(&peer.state);
         if raw::has_ended(&peer.pidfd) {
             peer.lane.peer_gone.store(true, Ordering::Release);
         }
         if peer.lane.peer_gone.load(Ordering::Acquire) {
             return Stalled::Over;
         }
-        let mark = writer_row(peer.lane.memory.words(), slot).marked();
-        if mark.is_some_and(|mark| !mark.stores) {
-            // It reads. Nothing lands.
-            return Stalled::Over;
-        }
-        let (Some(uffd), Some(node)) = (&state.uffd, self.node.get().and_then(Weak::upgrade))
-        else {
+        let Some(node) = self.node.get().and_then(Weak::upgrade) else {
             return Stalled::Wait;
         };
-        // If the writer has not said yet what it copies, it may be anything it mapped.
-        let at_risk = |id: u32| mark.is_none_or(|mark| mark.memory == id);
-        let mut protected = 0;
-        for &(id, base, bytes) in state.mapped.iter().filter(|(id, ..)| at_risk(*id)) {
-            let Some(memory) = node.memories.get(id) else {
-                return Stalled::Wait;
-            };
-            let page = memory.pages().page_bytes as u64;
-            let (from, to) = match mark {
-                Some(mark) => {
-                    let end = (mark.at as u64).saturating_add(mark.len as u64);
-                    (
-                        (mark.at as u64).min(bytes) / page * page,
-                        end.min(bytes).next_multiple_of(page),
-                    )
-                }
-                None => (0, bytes),
-            };
-            match uffd.write_protect(base + from, (to - from) as usize) {
-                Ok(()) => protected += 1,
-                // Its address space is gone, hence all its threads.
-                Err(Errno::ESRCH) => {
-                    peer.lane.peer_gone.store(true, Ordering::Release);
-                    return Stalled::Over;
-                }
-                // Its mappings are just being changed, or this one cannot be protected (it says so by a length of 0,
-                // which is not a valid range): try again until giving up.
-                Err(_) => return Stalled::Wait,
+        let seq = peer.lane.seq(slot).load(Ordering::Acquire);
+        let mark = writer_row(peer.lane.memory.words(), slot).marked();
+        if let Some(mark) = mark {
+            let orphaned = node
+                .memories
+                .get(mark.memory)
+                .is_some_and(|m| m.id() != mark.memory);
+            if !mark.stores || orphaned {
+                // It reads, or stores into pages that are nobody's any more. Nothing lands.
+                return Stalled::Over;
             }
         }
-        if protected == 0 {
+        if !peer.tell_fenced() {
             return Stalled::Wait;
         }
-        peer.lane.fenced.store(true, Ordering::Release);
-        if raw::send(peer.socket.as_fd(), Message::Fenced, &[]).is_err() {
-            // It does not read. The end of the connection tells it the same when it does.
-            let _ = nix::sys::socket::shutdown(
-                peer.socket.as_raw_fd(),
-                nix::sys::socket::Shutdown::Both,
-            );
+        peer.drain();
+        let done = protect(&node, &lock(&peer.state), mark);
+        match done {
+            Ok(()) if peer.lane.seq(slot).load(Ordering::Acquire) == seq => {
+                peer.lane.fenced_at[slot].store(seq, Ordering::Release);
+                Stalled::Over
+            }
+            // It has gone on meanwhile, which the caller sees.
+            Ok(()) => Stalled::Wait,
+            // Its address space is gone, hence all its threads.
+            Err(Errno::ESRCH) => {
+                peer.lane.peer_gone.store(true, Ordering::Release);
+                Stalled::Over
+            }
+            // Its mappings are just being changed, or cannot be protected: try again until giving up.
+            Err(_) => Stalled::Wait,
         }
-        Stalled::Over
     }
 
     /// Hands a context of another process what it needs.
@@ -551,11 +542,24 @@ impl Shm {
     }
 
     fn accept(&self) {
-        while let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            let socket = raw::own(fd);
-            let mut greeting = lock(&self.greeting);
-            if greeting.len() < MAX_GREETING {
-                greeting.push(Arc::new(socket));
+        loop {
+            match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(fd) => {
+                    let socket = raw::own(fd);
+                    // Others of this host may find the socket; they get nothing and take nobody's place.
+                    if is_same_user(&socket).is_ok() {
+                        let mut greeting = lock(&self.greeting);
+                        if greeting.len() == MAX_GREETING {
+                            greeting.remove(0);
+                        }
+                        greeting.push(Arc::new(socket));
+                    }
+                }
+                // No descriptors left: the listener stays readable, so look again only after a while.
+                Err(Errno::EMFILE | Errno::ENFILE) => {
+                    return std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(_) => return,
             }
         }
     }
@@ -579,8 +583,49 @@ impl Shm {
     }
 }
 
+/// Write-protects what a writer is storing into, in its own mappings: the pages of the copy it has marked, or, if it has
+/// not said yet what it copies, all that it mapped.
+fn protect(node: &NodeShared, state: &InboundState, mark: Option<Mark>) -> Result<(), Errno> {
+    let uffd = state.uffd.as_ref().ok_or(Errno::ENOTSUP)?;
+    let at_risk = |id: u32| mark.is_none_or(|mark| mark.memory == id);
+    let mut protected = 0;
+    for &(id, base, bytes) in state.mapped.iter().filter(|(id, ..)| at_risk(*id)) {
+        let memory = node.memories.get(id).ok_or(Errno::EINVAL)?;
+        // 0 says that it cannot be protected; anything else but its length is a lie.
+        if bytes != memory.len() as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let page = memory.pages().page_bytes as u64;
+        let (from, to) = match mark {
+            Some(mark) => {
+                let end = (mark.at as u64).saturating_add(mark.len as u64).min(bytes);
+                (
+                    (mark.at as u64).min(bytes) / page * page,
+                    end.next_multiple_of(page),
+                )
+            }
+            None => (0, bytes),
+        };
+        uffd.write_protect(base + from, (to - from) as usize)?;
+        protected += 1;
+    }
+    if protected == 0 {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(())
+    }
+}
+
 /// The process at the other end, by number and pidfd, if it runs under the same user.
 fn trusted_peer(socket: &impl AsFd) -> Result<(i32, OwnedFd), String> {
+    let pid = is_same_user(socket)?;
+    raw::peer_pidfd(socket.as_fd(), pid)
+        .map(|pidfd| (pid, pidfd))
+        .map_err(|e| format!("pidfd of process {pid}: {e}"))
+}
+
+/// The number of the process at the other end, if it runs under the same user.
+fn is_same_user(socket: &impl AsFd) -> Result<i32, String> {
     let who = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)
         .map_err(|e| format!("SO_PEERCRED: {e}"))?;
     let me = nix::unistd::geteuid().as_raw();
@@ -590,9 +635,7 @@ fn trusted_peer(socket: &impl AsFd) -> Result<(i32, OwnedFd), String> {
             who.uid()
         ));
     }
-    raw::peer_pidfd(socket.as_fd(), who.pid())
-        .map(|pidfd| (who.pid(), pidfd))
-        .map_err(|e| format!("pidfd of process {}: {e}", who.pid()))
+    Ok(who.pid())
 }
 
 fn next(socket: &OwnedFd, target: u64) -> Result<Received, Error> {
@@ -629,11 +672,32 @@ impl Inbound {
         };
         if raw::send(self.socket.as_fd(), message, &[file.fd.as_fd()]).is_err() {
             // It does not read what it is told: without this memory it could not be told apart from one that has it.
-            let _ = nix::sys::socket::shutdown(
-                self.socket.as_raw_fd(),
-                nix::sys::socket::Shutdown::Both,
-            );
+            self.hang_up();
         }
+    }
+
+    /// Tells it, once, that it was fenced; says whether it can be fenced at all. Nothing is granted over its lane again.
+    fn tell_fenced(&self) -> bool {
+        self.drain();
+        let mut state = lock(&self.state);
+        if state.uffd.is_none() {
+            return false;
+        }
+        if !state.told_fenced {
+            state.told_fenced = true;
+            self.lane.fenced.store(true, Ordering::Release);
+            if raw::send(self.socket.as_fd(), Message::Fenced, &[]).is_err() {
+                // It does not read. The end of the connection tells it the same when it does.
+                self.hang_up();
+            }
+        }
+        true
+    }
+
+    fn hang_up(&self) {
+        // Fails only if the peer has done it already.
+        let both = nix::sys::socket::Shutdown::Both;
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), both);
     }
 
     /// Takes in what it said.
@@ -646,7 +710,7 @@ impl Inbound {
                 Ok(Some(Received {
                     message: Message::Fence,
                     mut fds,
-                })) => {
+                })) if state.uffd.is_none() && fds.len() == 1 => {
                     state.uffd = fds.pop().map(Uffd::from_peer);
                 }
                 Ok(Some(Received {
@@ -662,8 +726,12 @@ impl Inbound {
                     self.lane.peer_gone.store(true, Ordering::Release);
                     state.closed = true;
                 }
-                // The end without a farewell: whether it still stores, its pidfd will say.
-                _ => state.closed = true,
+                // The end without a farewell, or nonsense: whether it still stores, its pidfd will say. It is told that the
+                // conversation is over, so that it maps nothing more.
+                _ => {
+                    state.closed = true;
+                    self.hang_up();
+                }
             }
         }
     }
@@ -742,20 +810,28 @@ impl Outbound {
         !self.view.gone.load(Ordering::Acquire)
     }
 
-    /// Ends the view. The flag comes first: a request that finds it clear after its last store made all its stores
-    /// before the pages were exchanged, for that interrupts every thread of the process. Stores blocked by a fence
-    /// wake up into pages of their own.
+    /// Ends the view. The flag comes first, then a barrier in every thread of the process, then the exchange: a store made
+    /// before the barrier landed in the target's pages, and a request whose last store came after it finds the flag. So no
+    /// request that stored into the private pages reports success. Stores blocked by a fence wake up into those pages.
     fn let_go(&self) {
         self.view.gone.store(true, Ordering::SeqCst);
+        raw::barrier_in_all_threads();
+        let mut detached = true;
         for memory in self.view.memories.iter() {
             if memory.detach().is_err() {
                 // Without the exchange a fenced store must stay blocked: waking it would let it try again, which the
                 // protection stops again, so it is left where it is.
+                detached = false;
                 continue;
             }
             if let Some(uffd) = &self.uffd {
                 let _ = uffd.wake(memory.words().as_ptr().addr() as u64, memory.len());
             }
+        }
+        if detached {
+            // The target may forget this connection: nothing of it lands any more. If it cannot be told, it waits for the
+            // end of this process.
+            let _ = raw::send(self.socket.as_fd(), Message::Bye, &[]);
         }
     }
 }

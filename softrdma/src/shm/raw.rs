@@ -8,6 +8,9 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use super::wire::{BYTES, MAX_FDS, Message};
 
+/// Descriptors that one message can carry (`unix(7)`).
+const SCM_MAX_FD: usize = 253;
+
 /// A message as received.
 pub(super) struct Received {
     pub(super) message: Message,
@@ -42,7 +45,8 @@ pub(super) fn send(
 /// Receives a message. `None` is the end: the peer closed, or it sent what nobody of this version sends.
 pub(super) fn receive(socket: BorrowedFd<'_>, wait: bool) -> Result<Option<Received>, Errno> {
     let mut bytes = [0; BYTES + 1];
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    // Room for all that the kernel can deliver: what does not fit would be dropped, and what came before it leak.
+    let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
     let mut flags = MsgFlags::MSG_CMSG_CLOEXEC;
     if !wait {
         flags |= MsgFlags::MSG_DONTWAIT;
@@ -62,6 +66,9 @@ pub(super) fn receive(socket: BorrowedFd<'_>, wait: bool) -> Result<Option<Recei
         }
         (got.bytes, fds)
     };
+    if fds.len() > MAX_FDS {
+        return Ok(None);
+    }
     Ok(Message::decode(&bytes[..len]).map(|message| Received { message, fds }))
 }
 
@@ -116,4 +123,24 @@ pub(super) fn is_stopped(pid: i32) -> bool {
         let state = stat.rsplit(')').next().map(str::trim_start);
         state.is_some_and(|state| state.starts_with(['T', 't']))
     })
+}
+
+/// `membarrier(2)` commands of Linux 4.14.
+const MEMBARRIER_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+/// Announces that this process will use [`barrier_in_all_threads`].
+pub(super) fn register_barrier() {
+    membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED);
+}
+
+/// A full memory barrier in every running thread of this process.
+pub(super) fn barrier_in_all_threads() {
+    membarrier(MEMBARRIER_PRIVATE_EXPEDITED);
+}
+
+/// Kernels before 4.14 refuse; they lack the write protection whose use this serves as well.
+fn membarrier(command: libc::c_int) {
+    // SAFETY: a system call on numbers.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
 }

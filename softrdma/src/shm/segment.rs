@@ -83,7 +83,7 @@ fn make_with(
     Ok((fd, map))
 }
 
-/// Maps a segment that a peer handed over, after checking that it has the announced size and cannot shrink.
+/// Maps a segment that a peer handed over, after checking that it has the announced size and keeps it.
 pub(super) fn map(
     fd: impl AsFd,
     bytes: usize,
@@ -91,7 +91,8 @@ pub(super) fn map(
     writers: Writers,
 ) -> Result<Map, Errno> {
     let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)?;
-    if seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+    let fixed = (SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW).bits();
+    if seals & fixed != fixed {
         return Err(Errno::EPERM);
     }
     let page = match page {
