@@ -224,7 +224,8 @@ impl Source {
                 .recv_done()
                 .load(Ordering::Acquire)
         });
-        // A receive is flushed, and its buffer the caller's again, only when the peer is not in the middle of filling it.
+        // A receive is flushed, and its buffer the caller's again, only when the peer is not in the middle of filling
+        // it.
         let writer = self.writer;
         let flush = self.failed && self.lane.as_ref().is_none_or(|lane| lane.is_quiet(writer));
         if done <= self.delivered && !flush {

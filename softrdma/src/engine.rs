@@ -350,8 +350,8 @@ impl<'a> Run<'a> {
             return Err(refused);
         }
         let at = row.start().load(Ordering::Relaxed).saturating_add(offset) as usize;
-        // The row may have been given to another region while it was read: a dereg waits only for the queue pairs of its
-        // own domain. Then the state has changed as well.
+        // The row may have been given to another region while it was read: a dereg waits only for the queue pairs of
+        // its own domain. Then the state has changed as well.
         fence(Ordering::Acquire);
         if row.state().load(Ordering::Relaxed) != state.to_word() {
             return Err(refused);

@@ -8,8 +8,8 @@ use crate::types::QpState;
 #[non_exhaustive]
 pub enum PostError {
     /// Too many requests are outstanding (`ENOMEM`): poll the completion queue first. Requests without
-    /// [`SIGNALED`](crate::types::SendFlags::SIGNALED) count until a later signalled one was polled. A NIC's provider may
-    /// take more than the depth, since it rounds up.
+    /// [`SIGNALED`](crate::types::SendFlags::SIGNALED) count until a later signalled one was polled. A NIC's provider
+    /// may take more than the depth, since it rounds up.
     #[error(
         "post on QP {qp_num}: queue full, {depth} requests outstanding; poll completions first"
     )]

@@ -1,6 +1,6 @@
 //! What a test can make the backend do: other placement orders, and faults on demand.
 //!
-//! A queue pair with either takes the slow way (see [`slow`](crate::slow)); the fast one knows nothing of this.
+//! A queue pair with either takes the slow way (see the module `slow`); the fast one knows nothing of this.
 
 /// In which order the bytes of a WRITE become visible at the target. Rights are checked at every chunk in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

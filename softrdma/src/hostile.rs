@@ -175,8 +175,8 @@ fn assert_untouched(guard: &Memory, seed: u64) {
     assert!(clean, "seed {seed}: something landed beside the region");
 }
 
-/// A target whose control segment says anything: wrong states, regions outside of its memory, memories that do not exist.
-/// The segment is the liar's own, so only the initiator is tried, and each round has a new liar.
+/// A target whose control segment says anything: wrong states, regions outside of its memory, memories that do not
+/// exist. The segment is the liar's own, so only the initiator is tried, and each round has a new liar.
 #[test]
 fn a_control_segment_of_nonsense() {
     const ROUNDS: u32 = if cfg!(miri) { 2 } else { 1000 };
@@ -216,8 +216,8 @@ fn a_control_segment_of_nonsense() {
     }
 }
 
-/// An initiator that writes anything into its lane. Sequence words stay even: an odd one that never changes is a writer in
-/// mid-copy, which is waited for up to the limit of the backend.
+/// An initiator that writes anything into its lane. Sequence words stay even: an odd one that never changes is a
+/// writer in mid-copy, which is waited for up to the limit of the backend.
 #[test]
 fn a_lane_of_nonsense() {
     const ROUNDS: u32 = if cfg!(miri) { 3 } else { 2000 };

@@ -445,9 +445,10 @@ impl QpShared {
         Ok(())
     }
 
-    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes to
-    /// ERR, so that the writer sees after its copy that it may not count it, and its lane is never granted anything.
-    /// Whether it is in that memory is not known here, so whoever takes other memory away still waits for it.
+    /// Gives a writer up that could not be fenced, before the memory is taken away from under it: the queue pair goes
+    /// to ERR, so that the writer sees after its copy that it may not count it, and its lane is never granted
+    /// anything. Whether it is in that memory is not known here, so whoever takes other memory away still waits for
+    /// it.
     pub(crate) fn abandon_writer(&self) {
         let mut ctl = lock(&self.ctl);
         if self.withdraw(&mut ctl, QpState::Err).is_err()

@@ -27,8 +27,8 @@ pub(crate) struct Registration {
     key: u32,
     /// Set under `life`; read without it by requests.
     valid: AtomicBool,
-    /// Windows bound to it. The lock also orders binds against what takes rights away: a bind sees the lowered rights, or
-    /// whoever lowers them sees the bind.
+    /// Windows bound to it. The lock also orders binds against what takes rights away: a bind sees the lowered
+    /// rights, or whoever lowers them sees the bind.
     life: Mutex<u32>,
 }
 
@@ -161,8 +161,8 @@ impl Mr {
     /// Changes the rights, key kept. When it returns, nothing lands under a right that was removed.
     ///
     /// # Errors
-    /// Rights that cannot be registered, a bound window (it has rights of its own), or a stalled writer: only what both the old and the new rights allow holds
-    /// then, and the writer's copy may go on.
+    /// Rights that cannot be registered, a bound window (it has rights of its own), or a stalled writer: only what
+    /// both the old and the new rights allow holds then, and the writer's copy may go on.
     pub fn reregister(&mut self, access: Access) -> Result<(), Error> {
         const VERB: &str = "ibv_rereg_mr";
         if !access.is_registrable() {
@@ -203,8 +203,8 @@ impl Mr {
     /// # Errors
     /// A window is bound to it, or a writer is stalled; the registration's number is not used again then.
     pub fn close(self) -> Result<(), Error> {
-        // Dropping `self` deregisters in either case: the caller has given the rights up. Its windows stay until they are
-        // closed.
+        // Dropping `self` deregisters in either case: the caller has given the rights up. Its windows stay until they
+        // are closed.
         self.0.refuse_windows("ibv_dereg_mr")?;
         self.deregister()
     }

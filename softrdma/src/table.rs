@@ -123,8 +123,8 @@ impl<'a> QpRow<'a> {
     pub(crate) fn domain(self) -> &'a Word {
         &self.0[5]
     }
-    /// First packet sequence numbers of this end (high half) and of the peer (low half): they tell one connection between
-    /// the same two queue pairs from the next.
+    /// First packet sequence numbers of this end (high half) and of the peer (low half): they tell one connection
+    /// between the same two queue pairs from the next.
     #[inline]
     pub(crate) fn psns(self) -> &'a Word {
         &self.0[7]

@@ -430,8 +430,9 @@ impl Shm {
 
     /// Protects what the writer behind writer row `slot` is storing into, in that writer's own mapping.
     ///
-    /// The peer is told first, and what it says is read afterwards. It reads its socket empty after it has announced a new
-    /// mapping and before it uses it, so either it finds out that it was fenced, or this side knows of the mapping.
+    /// The peer is told first, and what it says is read afterwards. It reads its socket empty after it has announced
+    /// a new mapping and before it uses it, so either it finds out that it was fenced, or this side knows of the
+    /// mapping.
     fn fence(&self, peer: &Inbound, slot: usize) -> Stalled {
         if raw::has_ended(&peer.pidfd) {
             peer.lane.peer_gone.store(true, Ordering::Release);
@@ -583,8 +584,8 @@ impl Shm {
     }
 }
 
-/// Write-protects what a writer is storing into, in its own mappings: the pages of the copy it has marked, or, if it has
-/// not said yet what it copies, all that it mapped.
+/// Write-protects what a writer is storing into, in its own mappings: the pages of the copy it has marked, or, if it
+/// has not said yet what it copies, all that it mapped.
 fn protect(node: &NodeShared, state: &InboundState, mark: Option<Mark>) -> Result<(), Errno> {
     let uffd = state.uffd.as_ref().ok_or(Errno::ENOTSUP)?;
     let at_risk = |id: u32| mark.is_none_or(|mark| mark.memory == id);
@@ -676,7 +677,8 @@ impl Inbound {
         }
     }
 
-    /// Tells it, once, that it was fenced; says whether it can be fenced at all. Nothing is granted over its lane again.
+    /// Tells it, once, that it was fenced; says whether it can be fenced at all. Nothing is granted over its lane
+    /// again.
     fn tell_fenced(&self) -> bool {
         self.drain();
         let mut state = lock(&self.state);
@@ -726,8 +728,8 @@ impl Inbound {
                     self.lane.peer_gone.store(true, Ordering::Release);
                     state.closed = true;
                 }
-                // The end without a farewell, or nonsense: whether it still stores, its pidfd will say. It is told that the
-                // conversation is over, so that it maps nothing more.
+                // The end without a farewell, or nonsense: whether it still stores, its pidfd will say. It is told
+                // that the conversation is over, so that it maps nothing more.
                 _ => {
                     state.closed = true;
                     self.hang_up();
@@ -810,9 +812,10 @@ impl Outbound {
         !self.view.gone.load(Ordering::Acquire)
     }
 
-    /// Ends the view. The flag comes first, then a barrier in every thread of the process, then the exchange: a store made
-    /// before the barrier landed in the target's pages, and a request whose last store came after it finds the flag. So no
-    /// request that stored into the private pages reports success. Stores blocked by a fence wake up into those pages.
+    /// Ends the view. The flag comes first, then a barrier in every thread of the process, then the exchange: a store
+    /// made before the barrier landed in the target's pages, and a request whose last store came after it finds the
+    /// flag. So no request that stored into the private pages reports success. Stores blocked by a fence wake up into
+    /// those pages.
     fn let_go(&self) {
         self.view.gone.store(true, Ordering::SeqCst);
         raw::barrier_in_all_threads();
@@ -829,8 +832,8 @@ impl Outbound {
             }
         }
         if detached {
-            // The target may forget this connection: nothing of it lands any more. If it cannot be told, it waits for the
-            // end of this process.
+            // The target may forget this connection: nothing of it lands any more. If it cannot be told, it waits for
+            // the end of this process.
             let _ = raw::send(self.socket.as_fd(), Message::Bye, &[]);
         }
     }
