@@ -61,14 +61,14 @@ impl Survey {
 
 /// A message as its cause and the remedy that follows it.
 fn split(message: &str) -> Problem {
-    let at = message
-        .rfind("; ")
-        .map(|at| (at, 2))
-        .or_else(|| message.find(" (").map(|at| (at, 2)));
-    let (what, remedy) = match at {
-        Some((at, skip)) => (&message[..at], message[at + skip..].trim_end_matches(')')),
-        None => (message, ""),
+    let in_parentheses = || {
+        let (what, remedy) = message.split_once(" (")?;
+        Some((what, remedy.strip_suffix(')').unwrap_or(remedy)))
     };
+    let (what, remedy) = message
+        .rsplit_once("; ")
+        .or_else(in_parentheses)
+        .unwrap_or((message, ""));
     Problem {
         what: what.into(),
         remedy: remedy.into(),
@@ -170,6 +170,17 @@ mod tests {
         assert_eq!(
             (p.what.as_str(), p.remedy.as_str()),
             ("the kernel has no RDMA", "modprobe ib_uverbs")
+        );
+        // A remedy keeps the parentheses that are its own.
+        let p = split("no library; install libibverbs (package libibverbs1 or rdma-core)");
+        assert_eq!(
+            p.remedy,
+            "install libibverbs (package libibverbs1 or rdma-core)"
+        );
+        let p = split("no library (install libibverbs (package rdma-core))");
+        assert_eq!(
+            (p.what.as_str(), p.remedy.as_str()),
+            ("no library", "install libibverbs (package rdma-core)")
         );
         assert_eq!(split("odd").what, "odd");
     }

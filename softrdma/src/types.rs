@@ -527,6 +527,9 @@ pub struct QpCap {
 }
 
 impl Default for QpCap {
+    /// 128 requests in each direction (fewer receives where the limit is lower), one piece each, 128 bytes inline. Not
+    /// every device has that much: one that offers less inline data refuses these sizes, so take the smaller of this
+    /// and what its capabilities say.
     fn default() -> Self {
         Self {
             max_send_wr: 128,

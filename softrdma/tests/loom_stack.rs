@@ -221,7 +221,7 @@ fn deregistration_against_two_writers(weakness: Weakness) {
 
 #[test]
 fn revocation_by_deregistration() {
-    holds("stack: deregistration against two writers", None, || {
+    holds("stack: deregistration against two writers", BOUND, || {
         deregistration_against_two_writers(Weakness::None)
     });
     caught(

@@ -87,7 +87,7 @@ struct Storm {
     rkey: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
     poster: thread::JoinHandle<End>,
-    poller: thread::JoinHandle<u64>,
+    poller: thread::JoinHandle<()>,
 }
 
 impl Storm {
@@ -145,7 +145,7 @@ impl Storm {
         let poller = {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
-                let (mut last, mut succeeded) = (0, 0);
+                let mut last = 0;
                 while !stop.load(Ordering::Acquire) {
                     let Some(done) = poll(&mut cq) else {
                         thread::yield_now();
@@ -155,9 +155,7 @@ impl Storm {
                     last = done.wr_id;
                     let known = done.status.is_success() || done.status.may_be_lost_right();
                     assert!(known, "{:?}", done.status);
-                    succeeded += u64::from(done.status.is_success());
                 }
-                succeeded
             })
         };
         Self {
@@ -175,10 +173,10 @@ impl Storm {
         self.rkey.store(target.rkey, Ordering::Release);
     }
 
-    fn end(self) -> (End, u64) {
+    fn end(self) {
         self.stop.store(true, Ordering::Release);
-        let x = self.poster.join().expect("the poster ends");
-        (x, self.poller.join().expect("the poller ends"))
+        self.poller.join().expect("the poller ends");
+        drop(self.poster.join().expect("the poster ends"));
     }
 }
 
@@ -351,11 +349,7 @@ fn revoke_under_storm(method: Method, placement: Placement, rounds: u64) -> usiz
         take_back(owner.words());
         late += late_words(owner.words());
     }
-    let (_x, succeeded) = storm.end();
-    assert!(
-        succeeded > 0 || cfg!(miri),
-        "{method:?} {placement:?}: no write was ever completed"
-    );
+    storm.end();
     late
 }
 

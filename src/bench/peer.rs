@@ -6,7 +6,8 @@
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::thread;
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use mu_verbs::Context;
@@ -18,6 +19,7 @@ use crate::bench::backend::{Far, Pair};
 use crate::bench::map_raw::{Kind, Words};
 use crate::bench::{host, spin};
 use crate::bench::{ping_pong, storm, write};
+use crate::cmd::told;
 
 /// Words shared by the two ends; each user of them has its own places.
 pub(crate) const WORDS: usize = 1024;
@@ -25,6 +27,8 @@ pub(crate) const WORDS: usize = 1024;
 pub(crate) const LINE: usize = 16;
 /// Becomes 1 when the near end has given up.
 pub(crate) const OVER: usize = 0;
+/// How long a far process has to say why it failed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// First word that is for the measurement.
 pub(crate) const FREE: usize = LINE;
 
@@ -43,6 +47,28 @@ pub(crate) enum Role {
 struct Start {
     role: Role,
     cpu: Option<usize>,
+}
+
+/// What an end says when the other one is gone or silent: a consequence, which explains nothing if the other end has
+/// a reason of its own.
+#[derive(Debug)]
+pub(crate) struct Lost(pub(crate) String);
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lost {}
+
+/// The error to report of two ends that both failed: whichever is not the consequence of the other.
+fn reason(mine: anyhow::Error, theirs: anyhow::Error) -> anyhow::Error {
+    match (mine.is::<Lost>(), theirs.is::<Lost>()) {
+        (true, false) => theirs.context("the far end failed"),
+        (_, true) => mine,
+        (false, false) => mine.context(format!("the far end failed: {}", told(&theirs))),
+    }
 }
 
 /// A pair of pipes that carries lines of JSON.
@@ -72,7 +98,7 @@ impl Link {
         self.tx
             .write_all(&line)
             .and_then(|()| self.tx.flush())
-            .context("telling the other end")
+            .map_err(|e| Lost(format!("telling the other end: {e}")).into())
     }
 
     pub(crate) fn recv<T: DeserializeOwned>(&mut self) -> Result<T> {
@@ -83,7 +109,7 @@ impl Link {
             .context("hearing from the other end")?
             == 0
         {
-            bail!("the other end is gone");
+            bail!(Lost("the other end is gone".into()));
         }
         serde_json::from_str(&line).context("the other end sent something unexpected")
     }
@@ -147,9 +173,7 @@ fn with_thread<C: Context, T>(
         drop(peer);
         let theirs = far.join().unwrap_or_else(|_| Err(anyhow!("it panicked")));
         match (mine, theirs) {
-            (Err(mine), Err(theirs)) => {
-                Err(mine.context(format!("the far end failed: {theirs:#}")))
-            }
+            (Err(mine), Err(theirs)) => Err(reason(mine, theirs)),
             (mine, theirs) => theirs.context("the far end failed").and(mine),
         }
     })
@@ -157,6 +181,23 @@ fn with_thread<C: Context, T>(
 
 /// Killed and reaped when dropped.
 struct Reaped(Child);
+
+impl Reaped {
+    /// Why it failed, if it did by itself. It prints its reason, unless that is [`Lost`].
+    fn reason(&mut self) -> Option<String> {
+        let since = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && since.elapsed() < LAST_WORDS {
+            thread::sleep(LAST_WORDS / 100);
+        }
+        // One that still runs is not the one that failed first; without it the pipe ends.
+        let _ = self.0.kill();
+        let mut said = String::new();
+        let _ = self.0.stderr.take()?.read_to_string(&mut said);
+        let said = said.trim();
+        let said = said.strip_prefix("mu: ").unwrap_or(said);
+        (!said.is_empty()).then(|| said.to_owned())
+    }
+}
 
 impl Drop for Reaped {
     fn drop(&mut self) {
@@ -174,6 +215,7 @@ fn with_process<T>(start: &Start, work: impl FnOnce(&mut Peer<'_>) -> Result<T>)
         .args(["--parent", &std::process::id().to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("starting the far process")?;
     let mut child = Reaped(child);
@@ -192,14 +234,10 @@ fn with_process<T>(start: &Start, work: impl FnOnce(&mut Peer<'_>) -> Result<T>)
     let mine = peer.link.send(start).and_then(|()| work(&mut peer));
     words[OVER].store(1, Ordering::Release);
     drop(peer);
-    match mine {
-        // It prints what ails it on standard error; how it ended is what is left to say.
-        Err(error) => match child.0.try_wait() {
-            Ok(Some(status)) => Err(error.context(format!("the far process ended: {status}"))),
-            _ => Err(error),
-        },
-        done => done,
-    }
+    mine.map_err(|mine| match child.reason() {
+        Some(theirs) => reason(mine, anyhow!(theirs)),
+        None => mine,
+    })
 }
 
 /// The far end: reads its role and plays it.
@@ -212,5 +250,26 @@ pub(crate) fn serve<C: Context>(ctx: &C, link: &mut Link, words: &Words) -> Resu
         Role::Target(role) => role.play(ctx, link),
         Role::Echo(role) => role.play(ctx, link, words),
         Role::Storm(role) => role.play(ctx, link, words),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_failures_the_cause_is_reported() {
+        let lost = || anyhow::Error::new(Lost("gone".into())).context("hearing");
+        let real = |what| anyhow!("no {what}");
+        assert_eq!(
+            told(&reason(lost(), real("memory"))),
+            "the far end failed: no memory"
+        );
+        assert_eq!(told(&reason(real("device"), lost())), "no device");
+        assert_eq!(told(&reason(lost(), lost())), "hearing: gone");
+        assert_eq!(
+            told(&reason(real("device"), real("memory"))),
+            "the far end failed: no memory: no device"
+        );
     }
 }

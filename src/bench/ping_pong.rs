@@ -2,8 +2,9 @@
 //!
 //! The near end writes a number into the far end's memory, and the far end, which looks at the last word of it all
 //! the time, writes the same number back. In the bare form two words on cache lines of their own are stored with
-//! Release and loaded with Acquire. Blocks of the two forms take turns. The writes are inline where they may be,
-//! and unsignalled but for each 32nd, whose completion is polled while the answer is under way.
+//! Release and loaded with Acquire. That form is one word long whatever the size of the writes, so the two are set in
+//! relation only where the writes are one word long too. Blocks of the two forms take turns. The writes are inline where they may be,
+//! and unsignalled but for each 64th, whose completion is polled while the answer is under way.
 //!
 //! A number tells the far end what comes next: bit 0, that this is the last of its block; bit 1, that it is over.
 
@@ -30,7 +31,7 @@ const COUNT_MAX: u64 = 2_000_000;
 /// Round trips of each form that are not measured.
 const WARM_UP: u64 = 1000;
 /// One completion for so many writes.
-const SIGNAL_EVERY: u64 = 32;
+const SIGNAL_EVERY: u64 = 64;
 
 const LAST_OF_BLOCK: u64 = 1;
 const LAST_OF_ALL: u64 = 2;
@@ -51,20 +52,29 @@ pub(crate) struct Plan {
     pub(crate) pins: Vec<usize>,
 }
 
+impl Plan {
+    /// Bytes of memory that both ends take together: each has one write going out and one coming in.
+    pub(crate) fn memory(&self) -> usize {
+        self.size.saturating_mul(4)
+    }
+}
+
 /// What was found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) count: u64,
     pub(crate) round_trip: Percentiles,
     pub(crate) bare_round_trip: Percentiles,
-    /// `round_trip.p50` over `bare_round_trip.p50`.
-    pub(crate) ratio_p50: f64,
+    /// Bytes that the bare form moves each way.
+    pub(crate) bare_size: usize,
+    /// `round_trip.p50` over `bare_round_trip.p50`, where both move as many bytes.
+    pub(crate) ratio_p50: Option<f64>,
     /// A block's time over its round trips, median block: finer than one reading of the clock.
     pub(crate) per_round_trip_ns: f64,
     /// The same of the bare form.
     pub(crate) bare_per_round_trip_ns: f64,
     /// The one over the other.
-    pub(crate) ratio_amortised: f64,
+    pub(crate) ratio_amortised: Option<f64>,
 }
 
 /// The far end.
@@ -216,14 +226,16 @@ pub(crate) fn run<C: Context>(pair: &Pair<C>, plan: &Plan) -> Result<Report> {
         let (round_trip, bare_round_trip) = (writes.each.percentiles(), bare.each.percentiles());
         let (per_round_trip_ns, bare_per_round_trip_ns) =
             (writes.blocks.median(), bare.blocks.median());
+        let is_alike = plan.size == WORD;
         Ok(Report {
             count: n * blocks,
             round_trip,
             bare_round_trip,
-            ratio_p50: ratio(round_trip.p50 as f64, bare_round_trip.p50 as f64),
+            bare_size: WORD,
+            ratio_p50: is_alike.then(|| ratio(round_trip.p50 as f64, bare_round_trip.p50 as f64)),
             per_round_trip_ns,
             bare_per_round_trip_ns,
-            ratio_amortised: ratio(per_round_trip_ns, bare_per_round_trip_ns),
+            ratio_amortised: is_alike.then(|| ratio(per_round_trip_ns, bare_per_round_trip_ns)),
         })
     })
 }

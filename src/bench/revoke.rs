@@ -143,9 +143,15 @@ pub(crate) struct Stopped {
 }
 
 impl Report {
-    /// Late words refute a barrier, and only that.
+    /// Late words refute a barrier, and only that. Without a writer in mid-copy nothing was tried.
     pub(crate) fn holds(&self) -> bool {
-        self.late_words == 0 || (self.barrier != "yes" && !self.broken)
+        let is_refuted = self.late_words > 0 && (self.barrier == "yes" || self.broken);
+        !is_refuted && !self.tested_nothing()
+    }
+
+    /// Whether writers were stopped, and none of them in the middle of a copy.
+    pub(crate) fn tested_nothing(&self) -> bool {
+        self.stopped.as_ref().is_some_and(|s| s.in_mid_copy == 0)
     }
 }
 
@@ -452,4 +458,40 @@ pub(crate) fn late_words(memory: &Memory, copy: &[u64]) -> u64 {
         .zip(copy)
         .filter(|(word, copied)| word.load(Ordering::Acquire) != **copied)
         .count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_holds_only_if_something_was_tested_and_nothing_came_late() {
+        let report = |late_words, barrier, broken, in_mid_copy: Option<u64>| Report {
+            method: "qp-flags".into(),
+            barrier,
+            revocations: 3,
+            late_words,
+            late_revocations: late_words,
+            revoke: Recorder::new().unwrap().percentiles(),
+            writes: 3,
+            refusals: BTreeMap::new(),
+            lost_connections: BTreeMap::new(),
+            seed: 1,
+            watch_us: 0,
+            broken,
+            stopped: in_mid_copy.map(|in_mid_copy| Stopped {
+                stopped_rounds: 3,
+                in_mid_copy,
+                over_1ms: 0,
+            }),
+        };
+        assert!(report(0, "yes", false, None).holds());
+        assert!(!report(1, "yes", false, None).holds());
+        assert!(report(1, "no", false, None).holds());
+        assert!(!report(1, "no", true, None).holds());
+        assert!(report(0, "yes", false, Some(1)).holds());
+        assert!(!report(1, "yes", false, Some(1)).holds());
+        let idle = report(0, "yes", false, Some(0));
+        assert!(!idle.holds() && idle.tested_nothing());
+    }
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::bench::peer::Lost;
+
 /// Longest wait for the other end before it counts as lost.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Looks between two that give the processor away: about 10 to 50 microseconds.
@@ -48,7 +50,10 @@ impl Spin {
     fn give_way(&mut self) -> Result<()> {
         self.spins = 0;
         if self.since.get_or_insert_with(Instant::now).elapsed() > LIMIT {
-            bail!("the other end did not answer within {} s", LIMIT.as_secs());
+            bail!(Lost(format!(
+                "the other end did not answer within {} s",
+                LIMIT.as_secs()
+            )));
         }
         std::thread::yield_now();
         Ok(())

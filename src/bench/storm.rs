@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::end::{self, End, connect, restart};
 use crate::bench::map_raw::Words;
-use crate::bench::peer::{FREE, LINE, Link, OVER};
+use crate::bench::peer::{FREE, LINE, Link, Lost, OVER};
 use crate::bench::spin::Spin;
 
 /// Places of the region that are written in turn.
@@ -86,7 +86,7 @@ impl Mailbox<'_> {
             // An end that is done with everything says so before it ends all.
             if self.0[OVER].load(Ordering::Acquire) != 0 && !self.has_reached(base, round, reached)
             {
-                bail!("the other end has given up");
+                bail!(Lost("the other end has given up".into()));
             }
             spin.step()?;
         }
@@ -196,6 +196,12 @@ impl Storm {
         }
         Ok(())
     }
+}
+
+/// Bytes of memory that a storm of writes of `size` bytes takes at both ends together: the payloads, the region, and
+/// a copy of that.
+pub(crate) fn memory(size: usize) -> usize {
+    size.saturating_mul(SOURCES + 2 * SLOTS)
 }
 
 struct Writer<'a, C: Context> {

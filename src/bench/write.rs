@@ -31,19 +31,26 @@ const BATCH: u64 = 32;
 /// How long the writes of one kind last together if the caller does not say how many.
 const KIND_NS: f64 = 300e6;
 /// Bounds of the number chosen then.
-const COUNT_MIN: u64 = 20 * ROUNDS_MIN;
+const COUNT_MIN: u64 = ROUNDS_MIN;
 const COUNT_MAX: u64 = 2_000_000;
 /// Writes that are not measured.
 const WARM_UP: u64 = 200;
 /// Distance of slots: a cache line.
 const SLOT: usize = 64;
+/// Places written in turn unless the caller says how much to write, and the most bytes that they take together then.
+const SLOTS: usize = 64;
+const SPAN_MAX: usize = 256 << 20;
+/// How long the guess at the time of a write takes: the writes of a megabyte take longer each than all of a word's.
+const GUESS_NS: u64 = 100_000_000;
+/// Writes of which that guess is made at a time.
+const GUESS: u64 = 20;
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// Bytes of a write.
     pub(crate) size: usize,
-    /// Bytes of the target that are written in turn; `None` for 64 slots.
+    /// Bytes of the target that are written in turn; `None` for 64 writes' worth, within limits.
     pub(crate) span: Option<usize>,
     /// Writes for each figure; `None` for about a third of a second.
     pub(crate) count: Option<u64>,
@@ -108,10 +115,32 @@ impl Target {
     }
 }
 
+impl Plan {
+    /// Bytes from one place to the next.
+    fn slot(&self) -> usize {
+        self.size.next_multiple_of(SLOT)
+    }
+
+    /// Bytes of the target that are written in turn: whole slots, one at least.
+    pub(crate) fn span(&self) -> usize {
+        let slot = self.slot();
+        let wanted = self
+            .span
+            .unwrap_or_else(|| slot.saturating_mul(SLOTS).min(SPAN_MAX));
+        wanted.max(slot) / slot * slot
+    }
+
+    /// Bytes of memory that both ends take together: the target, two of its size to compare with, and the payload.
+    pub(crate) fn memory(&self) -> usize {
+        self.span()
+            .saturating_mul(3)
+            .saturating_add(2 * self.slot())
+    }
+}
+
 /// Measures writes from the near end to the far one.
 pub(crate) fn run<C: Context>(pair: &Pair<C>, plan: &Plan) -> Result<Report> {
-    let slot = plan.size.next_multiple_of(SLOT);
-    let span = plan.span.unwrap_or(64 * slot).max(slot) / slot * slot;
+    let (slot, span) = (plan.slot(), plan.span());
     let role = Role::Target(Target { bytes: span });
     with_peer(pair, role, plan.pins.get(1).copied(), |peer| {
         host::pin(plan.pins.first().copied())?;
@@ -374,10 +403,37 @@ fn measure<C: Context>(
 /// As many writes as take about [`KIND_NS`], judged by the warm-up.
 fn choose_count<C: Context>(writer: &mut Writer<'_, C>, clock: &Clock) -> Result<u64> {
     let mut rounds = Rounds::default();
-    for _ in 0..10 {
+    let begin = clock.now();
+    for n in std::iter::once(1).chain([GUESS; 9]) {
         let start = clock.now();
-        writer.each(WARM_UP / 10)?;
-        rounds.add(clock.since(start), WARM_UP / 10);
+        writer.each(n)?;
+        rounds.add(clock.since(start), n);
+        if clock.since(begin) > GUESS_NS / GUESS {
+            break;
+        }
     }
     Ok(((KIND_NS / rounds.best().max(1.0)) as u64).clamp(COUNT_MIN, COUNT_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_span_is_bounded_and_holds_one_write_at_least() {
+        let plan = |size, span| Plan {
+            size,
+            span,
+            count: None,
+            inline: false,
+            pins: vec![],
+        };
+        assert_eq!(plan(64, None).span(), 64 * 64);
+        assert_eq!(plan(65, None).span(), 64 * 128);
+        assert_eq!(plan(1 << 30, None).span(), 1 << 30);
+        let span = plan(100 << 20, None).span();
+        assert!(span <= SPAN_MAX && span == 2 * (100 << 20), "{span}");
+        assert_eq!(plan(64, Some(200)).span(), 192);
+        assert_eq!(plan(64, Some(usize::MAX)).memory(), usize::MAX);
+    }
 }

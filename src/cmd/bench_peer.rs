@@ -8,7 +8,7 @@ use nix::unistd::{Pid, getppid};
 use super::Status;
 use crate::bench::backend::open_shm;
 use crate::bench::map_raw::Words;
-use crate::bench::peer::{Link, WORDS, serve};
+use crate::bench::peer::{Link, Lost, WORDS, serve};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -29,6 +29,9 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     );
     let words = Words::inherited(args.words, WORDS)?;
     let mut link = Link::new(std::io::stdin(), std::io::stdout());
-    serve(&open_shm()?, &mut link, &words)?;
-    Ok(Status::Holds)
+    match serve(&open_shm()?, &mut link, &words) {
+        // The near end knows why, and it is the one that reports.
+        Err(error) if error.is::<Lost>() => Ok(Status::DoesNotHold),
+        done => done.map(|()| Status::Holds),
+    }
 }

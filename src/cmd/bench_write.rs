@@ -12,7 +12,7 @@ use super::{Status, misuse, print, print_json, row, table};
 use crate::bench::backend::{self, Name, Pair};
 use crate::bench::host::{self, Host, check_pins};
 use crate::bench::stats::Percentiles;
-use crate::bench::{ping_pong, revoke, write};
+use crate::bench::{ping_pong, revoke, storm, write};
 
 /// Bytes of a write by default, by what is measured: a write, a round trip, a revocation, one with a stopped writer.
 const SIZES: [usize; 4] = [64, 8, revoke::SIZE, 256 << 10];
@@ -37,7 +37,8 @@ pub(crate) struct Args {
     /// Writes, or round trips, for each figure [default: as many as take about half a second]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Bytes of the target that are written in turn [default: 64 writes' worth]
+    /// Bytes of the target that are written in turn [default: 64 writes' worth, 256 MiB at most but one write at
+    /// least]
     #[arg(long, value_name = "BYTES")]
     span: Option<usize>,
     /// Takes the payload from private memory while posting, instead of from a registered region
@@ -186,6 +187,12 @@ fn check_size(args: &Args, caps: &Capabilities, size: usize) -> Result<()> {
             "--size {size}: a round trip or a revocation needs a multiple of {WORD} bytes"
         )));
     }
+    if args.stop_writer.is_some() && size < 2 * WORD {
+        return Err(misuse(format!(
+            "--size {size}: a copy of one word has no middle to stop in; --stop-writer needs {} bytes at least",
+            2 * WORD
+        )));
+    }
     if args.inline && size > caps.max_inline_data as usize {
         let limit = caps.max_inline_data;
         return Err(misuse(format!(
@@ -201,6 +208,24 @@ fn check_size(args: &Args, caps: &Capabilities, size: usize) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses what this machine has no memory for, which would end in the kernel's killing some process.
+fn check_memory(args: &Args, bytes: usize) -> Result<()> {
+    let available = host::available_memory().unwrap_or(u64::MAX);
+    if bytes as u64 <= available {
+        return Ok(());
+    }
+    let option = match (args.span, args.size) {
+        (Some(span), _) => format!("--span {span}"),
+        (None, Some(size)) => format!("--size {size}"),
+        (None, None) => "the usual size".into(),
+    };
+    Err(misuse(format!(
+        "{option}: the two ends would take {} MiB of memory, {} MiB are available",
+        bytes >> 20,
+        available >> 20
+    )))
 }
 
 fn measure<C: Context>(pair: &Pair<C>, args: &Args) -> Result<Status> {
@@ -237,6 +262,7 @@ fn measure<C: Context>(pair: &Pair<C>, args: &Args) -> Result<Status> {
                 inline,
                 pins,
             };
+            check_memory(args, plan.memory())?;
             show(
                 args,
                 report(host).with(write::run(pair, &plan)?),
@@ -249,6 +275,7 @@ fn measure<C: Context>(pair: &Pair<C>, args: &Args) -> Result<Status> {
                 count: args.count,
                 pins,
             };
+            check_memory(args, plan.memory())?;
             show(
                 args,
                 report(host).with(ping_pong::run(pair, &plan)?),
@@ -260,13 +287,20 @@ fn measure<C: Context>(pair: &Pair<C>, args: &Args) -> Result<Status> {
                 pins,
                 ..revoke_plan(args, caps, size)?
             };
+            check_memory(args, storm::memory(size))?;
             let found = revoke::run(pair, &plan)?;
             let status = if found.holds() {
                 Status::Holds
             } else {
                 Status::DoesNotHold
             };
+            let tested_nothing = found.tested_nothing();
             show(args, report(host).with(found), revoke_table)?;
+            if tested_nothing {
+                eprintln!(
+                    "mu: no round stopped the writer in mid-copy, so nothing was tested: more rounds, or a larger --size"
+                );
+            }
             Ok(status)
         }
     }
@@ -397,13 +431,20 @@ fn ping_pong_table(found: &ping_pong::Report) -> String {
         ("round trip by writes", &found.round_trip),
         ("bare words", &found.bare_round_trip),
     ];
+    let ratios = match (found.ratio_p50, found.ratio_amortised) {
+        (Some(p50), Some(amortised)) => {
+            format!("ratio of the medians: {p50}, amortised {amortised}")
+        }
+        _ => format!(
+            "no ratio: the bare words are {} B whatever the size of the writes",
+            found.bare_size
+        ),
+    };
     format!(
-        "{}ratio of the medians: {}\namortised over blocks: {} and {} ns, ratio {}\n",
+        "{}amortised over blocks: {} and {} ns\n{ratios}\n",
         percentile_table(&both),
-        found.ratio_p50,
         found.per_round_trip_ns,
         found.bare_per_round_trip_ns,
-        found.ratio_amortised
     )
 }
 

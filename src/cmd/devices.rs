@@ -7,7 +7,7 @@ use mu_verbs::nic::{DeviceInfo, GidInfo, Nic, NicOptions, PortInfo};
 use mu_verbs::{Atomicity, Capabilities, Context, Placement, RevokeMethod};
 use serde::{Serialize, Serializer};
 
-use super::{Status, print, print_json};
+use super::{Status, print, print_json, told};
 use crate::bench::backend;
 use crate::bench::revoke::worth;
 use crate::rdma::{Problem, Survey};
@@ -198,7 +198,7 @@ impl Device {
     fn software(name: &'static str, opened: Result<Capabilities>) -> Self {
         let (capabilities, problem) = match opened {
             Ok(caps) => (Some(Abilities::from(&caps)), None),
-            Err(error) => (None, Some(format!("{error:#}"))),
+            Err(error) => (None, Some(told(&error))),
         };
         Self {
             name: name.into(),

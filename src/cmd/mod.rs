@@ -2,7 +2,7 @@
 //!
 //! A command prints a table for people, or with `--json` exactly one JSON object on standard output. Exit status 0
 //! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
-//! configuration.
+//! configuration. A report is printed once all work is done, so a failure leaves standard output empty.
 
 mod bench_peer;
 mod bench_write;
@@ -17,9 +17,19 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+/// What holds for all commands.
+const CONVENTIONS: &str = "\
+Exit status:
+  0  done, and what was checked holds
+  1  what was checked does not hold, or the work failed
+  2  wrong usage or configuration
+
+With --json a command that was carried out prints exactly one JSON object on standard output, whether what was
+checked holds (0) or not (1). On failure there is nothing on standard output and the reason on standard error.";
+
 /// Microsecond state machine replication over one-sided RDMA writes.
 #[derive(Parser)]
-#[command(name = "mu", version, propagate_version = true)]
+#[command(name = "mu", version, propagate_version = true, after_help = CONVENTIONS)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -71,11 +81,22 @@ impl Cli {
             Ok(Status::Holds) => ExitCode::SUCCESS,
             Ok(Status::DoesNotHold) => ExitCode::from(1),
             Err(error) => {
-                eprintln!("mu: {error:#}");
+                eprintln!("mu: {}", told(&error));
                 ExitCode::from(if error.is::<Misuse>() { 2 } else { 1 })
             }
         }
     }
+}
+
+/// An error and its causes in one line, without those that the message above them tells already.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !parts.last().is_some_and(|above| above.contains(&cause)) {
+            parts.push(cause);
+        }
+    }
+    parts.join(": ")
 }
 
 /// Wrong usage or configuration: exit status 2. As the context of an error it keeps the cause readable.
@@ -176,11 +197,24 @@ mod tests {
     }
 
     #[test]
+    fn a_cause_is_told_once() {
+        let errno = std::io::Error::from_raw_os_error(12);
+        let text = errno.to_string();
+        let error = anyhow::Error::new(errno)
+            .context(format!("mmap of 8 bytes: {text} (see ulimit -v)"))
+            .context("memory");
+        assert_eq!(
+            told(&error),
+            format!("memory: mmap of 8 bytes: {text} (see ulimit -v)")
+        );
+    }
+
+    #[test]
     fn a_misuse_is_known_below_other_causes() {
         let cause: Result<()> = Err(anyhow::anyhow!("no such device"));
         let error = cause.configured("--device").unwrap_err();
         assert!(error.is::<Misuse>());
-        assert_eq!(format!("{error:#}"), "--device: no such device");
+        assert_eq!(told(&error), "--device: no such device");
         assert!(!anyhow::anyhow!("other").is::<Misuse>());
     }
 }

@@ -77,7 +77,8 @@ pub enum RevokeMethod {
     QpFlags,
     /// Take the queue pair to ERR, let it drain, and to RESET (the paper's slow path).
     QpCycle,
-    /// Take the registration away: `ibv_rereg_mr` where there is one, else deregister and register anew.
+    /// Take the registration away: by `ibv_rereg_mr` where that is a barrier
+    /// ([`Capabilities::rereg_is_barrier`]), else by deregistering; the next grant registers anew.
     Reregister,
     /// Invalidate a type-2 memory window.
     Window,
@@ -177,8 +178,11 @@ pub struct Capabilities {
     pub qp_kinds: QpKinds,
     /// Revocation methods.
     pub revoke: RevokeCaps,
-    /// `ibv_rereg_mr` keeps the key while the rights change.
+    /// `ibv_rereg_mr` keeps the keys while the rights change.
     pub rereg_mr: bool,
+    /// Once `ibv_rereg_mr` has returned, nothing lands under a right that it removed. No specification says so of a
+    /// NIC: there only deregistration is known to be a barrier.
+    pub rereg_is_barrier: bool,
     /// Type-2 memory windows.
     pub memory_windows: bool,
     /// A revocation ends within a bound even if the writer is stopped in mid-copy.

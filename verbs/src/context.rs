@@ -43,8 +43,9 @@ pub trait MemoryRegion: Send + Sync + 'static {
     fn rkey(&self) -> u32;
     /// The rights it carries.
     fn access(&self) -> Access;
-    /// Changes the rights, keys kept (`ibv_rereg_mr(3)`). Once it returns, nothing lands under a right that was
-    /// removed.
+    /// Changes the rights, keys kept (`ibv_rereg_mr(3)`). What comes later is held to the new rights; whether an access
+    /// under way may still land is up to the device. Where [`Capabilities::rereg_is_barrier`] is set, nothing lands
+    /// under a removed right once it returns; elsewhere only deregistration ([`close`](Self::close)) is a barrier.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the device cannot; the registration is unchanged then.
@@ -86,6 +87,11 @@ pub trait CompletionQueue: Send + 'static {
     /// Moves completions into `out` and returns how many. 0 means none now; it does not block, allocate or enter the
     /// kernel. `out[..n]` are in completion order per queue pair.
     fn poll(&mut self, out: &mut [Completion]) -> usize;
+    /// The errno with which polling failed, if it ever did: no completion will come any more then. A poll that fails
+    /// returns what it had got, so whoever waits for a completion asks this too. `None` where polling cannot fail.
+    fn error(&self) -> Option<i32> {
+        None
+    }
 }
 
 /// The control side of a queue pair: clonable, usable from any thread while another one posts.

@@ -17,11 +17,22 @@
 //!
 //! A method that fails half-way leaves the right in [`RightState::Unknown`]: the peer may or may not be able to
 //! write. A further revocation, by another method, leads out of it. A grant that fails half-way does the same, so a
-//! caller that gets an error always revokes.
+//! caller that gets an error always revokes. A bind or invalidation whose completion was not seen may still run, so
+//! the window it names is not trusted any more: the next step takes it away.
+//!
+//! # Connecting again
+//!
+//! The flags of a queue pair are set by its change to INIT as well, and that is its owner's, not seen here. The contract
+//! holds only if the owner brings it to INIT with [`PeerRight::init_access`], always; rights come by
+//! [`PeerRight::grant`] alone. Where the flags are the barrier, a revocation leaves the registration and its key alive
+//! (that is what makes the next grant fast): a queue pair that is brought to INIT with more than that, or given flags
+//! by anybody else, gives the right back without a grant, and [`PeerRight::state`] does not know. Where that cannot be
+//! excluded, revoke by [`RevokeMethod::Reregister`], after which no flags open anything.
 //!
 //! There is no clock here: what a method takes is measured by the caller, and how long to wait for a completion is the
 //! caller's answer ([`Local::keep_waiting`]).
 
+use std::io;
 use std::ops::Range;
 
 use crate::{
@@ -33,6 +44,8 @@ use crate::{
 /// Every right a peer can have.
 const REMOTE: Access =
     Access(Access::REMOTE_WRITE.0 | Access::REMOTE_READ.0 | Access::REMOTE_ATOMIC.0);
+/// The bits of a request's number by which an own request is known.
+const OWN: u64 = !(u32::MAX as u64);
 /// The rights by which a peer changes bytes.
 const CHANGING: Access = Access(Access::REMOTE_WRITE.0 | Access::REMOTE_ATOMIC.0);
 
@@ -115,9 +128,9 @@ pub enum RightError {
     /// A verb failed.
     #[error(transparent)]
     Verb(#[from] Error),
-    /// The queue pair is not connected: bring it to RTR or RTS first (after a revocation by
-    /// [`RevokeMethod::QpCycle`] always).
-    #[error("grant on QP {qp_num}: it is in {state:?}; connect it first")]
+    /// The queue pair is not in RTS: connect it first (after a revocation by [`RevokeMethod::QpCycle`] always), to INIT
+    /// with [`PeerRight::init_access`]. Flags cannot be changed in RTR on a NIC.
+    #[error("grant on QP {qp_num}: it is in {state:?}; bring it to RTS first")]
     NotConnected {
         /// The queue pair.
         qp_num: u32,
@@ -143,6 +156,15 @@ pub enum RightError {
     NoCompletion {
         /// What was waited for.
         verb: &'static str,
+    },
+    /// An earlier registration or window could not be taken away, and its key works as long as the flags of the queue
+    /// pair let it.
+    #[error(
+        "a registration or window lives on, open to the peer of QP {qp_num}: destroy that queue pair"
+    )]
+    Leaked {
+        /// The queue pair.
+        qp_num: u32,
     },
     /// Every method was tried and none was a barrier: what was under way may still land.
     #[error("not revoked for certain, no barrier among: {}", list(.steps))]
@@ -174,27 +196,39 @@ pub struct Local<'a, C: Context> {
     pub send_cq: &'a mut C::Cq,
     /// Its receive completion queue, if it is another one.
     pub recv_cq: Option<&'a mut C::Cq>,
-    /// The number of the own requests; nothing else outstanding on the queue pair may have it.
+    /// The upper 32 bits of the own requests' numbers; the lower ones are counted by the right. Nothing else
+    /// outstanding on the queue pair may have these upper bits.
     pub wr_id: u64,
     /// Gets the completions of other requests that turn up meanwhile.
     pub other: &'a mut dyn FnMut(Completion),
-    /// Asked after every empty poll: whether to go on waiting. The caller's clock, and its yielding, are in it.
+    /// Asked after every poll without the own completion, however many others came: whether to go on waiting. The caller's clock, and its yielding, are in it.
     pub keep_waiting: &'a mut dyn FnMut() -> bool,
 }
 
+/// Counts own requests, so that none is taken for a later one whose completion came late.
+#[derive(Default)]
+struct Requests(u32);
+
 impl<C: Context> Local<'_, C> {
-    /// Posts `op` and waits for its completion.
+    /// The number of the next own request.
+    fn number(&self, requests: &mut Requests) -> u64 {
+        requests.0 = requests.0.wrapping_add(1);
+        self.wr_id & OWN | u64::from(requests.0)
+    }
+
+    /// Posts `op` as the own request `wr_id` and waits for its completion.
     fn request(
         &mut self,
         verb: &'static str,
+        wr_id: u64,
         op: SendOp<'_, C::Mr, C::Mw>,
     ) -> Result<(), RightError> {
         self.qp.post_send(&SendWr {
-            wr_id: self.wr_id,
+            wr_id,
             op,
             flags: SendFlags::SIGNALED,
         })?;
-        match self.completion(verb, false)? {
+        match self.completion(verb, wr_id, false)? {
             WcStatus::SUCCESS => Ok(()),
             status => Err(Error::Request { verb, status }.into()),
         }
@@ -204,38 +238,44 @@ impl<C: Context> Local<'_, C> {
     /// flushes after its last access, so a responder that was in the middle of a packet is through then. The marker
     /// is posted before, since Soft-RoCE does not look at what is posted in ERR; without one (the queue is full, or
     /// the queue pair has failed already) there is nothing to wait for but the change itself.
-    fn drain(&mut self) -> Result<(), RightError> {
+    fn drain(&mut self, wr_id: u64) -> Result<(), RightError> {
         let failed = self.qp.control().state()? == QpState::Err;
-        let marked = !failed
-            && self
-                .qp
-                .post_recv(&RecvWr {
-                    wr_id: self.wr_id,
-                    local: &[],
-                })
-                .is_ok();
+        let marked = !failed && self.qp.post_recv(&RecvWr { wr_id, local: &[] }).is_ok();
         self.qp.control().modify(&Modify::Err)?;
         if marked {
-            self.completion("drain of a queue pair in ERR", true)?;
+            self.completion("drain of a queue pair in ERR", wr_id, true)?;
         }
         Ok(())
     }
 
-    /// Waits for the completion of the own request.
-    fn completion(&mut self, verb: &'static str, receive: bool) -> Result<WcStatus, RightError> {
+    /// Waits for the completion of the own request `wr_id`.
+    fn completion(
+        &mut self,
+        verb: &'static str,
+        wr_id: u64,
+        receive: bool,
+    ) -> Result<WcStatus, RightError> {
         loop {
-            match self.poll(receive) {
+            match self.poll(wr_id, receive) {
                 (Some(status), _) => return Ok(status),
-                (None, 0) if !(self.keep_waiting)() => {
+                (None, Some(errno)) => {
+                    return Err(RightError::Verb(Error::Verb {
+                        verb: "ibv_poll_cq",
+                        source: io::Error::from_raw_os_error(errno),
+                        detail: format!(", while the completion of {verb} was waited for"),
+                    }));
+                }
+                (None, None) if !(self.keep_waiting)() => {
                     return Err(RightError::NoCompletion { verb });
                 }
-                _ => {}
+                (None, None) => {}
             }
         }
     }
 
-    /// Polls once: the status of the own request if it is there, and how many completions came.
-    fn poll(&mut self, receive: bool) -> (Option<WcStatus>, usize) {
+    /// Polls once: the status of the own request `wr_id` if it is there, and the queue's error if it has failed. Own
+    /// requests that were given up before are passed over.
+    fn poll(&mut self, wr_id: u64, receive: bool) -> (Option<WcStatus>, Option<i32>) {
         let mut polled = [Completion::EMPTY; 16];
         let qp_num = self.qp.control().qp_num();
         let cq = match &mut self.recv_cq {
@@ -245,13 +285,13 @@ impl<C: Context> Local<'_, C> {
         let n = cq.poll(&mut polled);
         let mut own = None;
         for c in &polled[..n] {
-            if c.wr_id == self.wr_id && c.qp_num == qp_num {
-                own = Some(c.status);
-            } else {
+            if c.qp_num != qp_num || c.wr_id & OWN != wr_id & OWN {
                 (self.other)(*c);
+            } else if c.wr_id == wr_id {
+                own = Some(c.status);
             }
         }
-        (own, n)
+        (own, cq.error())
     }
 }
 
@@ -264,11 +304,13 @@ pub struct PeerRight<C: Context> {
     bound: bool,
     /// Whether `mr` carries the peer's rights now (it does not after `ibv_rereg_mr`).
     open: bool,
-    /// Whether `mw` is bound is not known: its queue pair went through RESET, or a bind or invalidation failed.
+    /// Whether `mw` is bound, or will be by a request that is still queued, is not known: its queue pair went through
+    /// RESET, or a bind or invalidation was posted and has not been seen to succeed.
     stale: bool,
     /// A registration or window could not be taken away and may live on: its key works as long as the flags let it.
     leaked: bool,
     state: RightState,
+    requests: Requests,
     attr: RightAttr,
     range: Range<usize>,
     memory: Memory,
@@ -279,11 +321,13 @@ pub struct PeerRight<C: Context> {
 
 impl<C: Context> PeerRight<C> {
     /// A right that is not granted yet, to the bytes `range` of `memory`, for the peer that `control`'s queue pair is
-    /// connected to. The queue pair belongs to this right: its flags are set by it.
+    /// connected to. The queue pair belongs to this right: its flags are set by it, and its owner brings it to INIT
+    /// with [`init_access`](Self::init_access) and nothing more, now and whenever it connects again.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if `attr.qp_kept` holds a right by which a peer changes bytes; [`Error::Unsupported`] for a
-    /// window where the device has none.
+    /// [`Error::Invalid`] if `attr.qp_kept` holds a right by which a peer changes bytes, `attr.access` holds no right
+    /// of a peer, or `range` is empty or not inside the memory; [`Error::Unsupported`] for a window where the device
+    /// has none.
     pub fn new(
         ctx: &C,
         pd: &C::Pd,
@@ -307,6 +351,11 @@ impl<C: Context> PeerRight<C> {
         if !attr.access.any_remote() {
             return invalid(format!("{:?} gives a peer no right", attr.access));
         }
+        let Range { start, end } = range;
+        if start >= end || end > memory.len() {
+            let len = memory.len();
+            return invalid(format!("bytes {start}..{end} of a memory of {len} bytes"));
+        }
         if attr.through == Through::Window && !ctx.caps().memory_windows {
             let device = ctx.caps().device.clone();
             return Err(Error::Unsupported {
@@ -323,6 +372,7 @@ impl<C: Context> PeerRight<C> {
             stale: false,
             leaked: false,
             state: RightState::Fenced,
+            requests: Requests::default(),
             attr,
             range,
             memory: memory.clone(),
@@ -332,20 +382,27 @@ impl<C: Context> PeerRight<C> {
         })
     }
 
-    /// Where the right stands.
+    /// Where the right stands, as far as this right did it: changes of the queue pair's flags by others (a change to
+    /// INIT with more than [`init_access`](Self::init_access)) are not seen.
     pub fn state(&self) -> RightState {
         self.state
+    }
+
+    /// The flags with which the queue pair is to be brought to INIT ([`Modify::Init`]) while the right is not granted.
+    pub fn init_access(&self) -> Access {
+        self.attr.qp_kept
     }
 
     /// Grants the right and returns what the peer must use. The key is the old one where the device could keep it.
     /// `local` is needed for a right through a window only.
     ///
     /// # Errors
-    /// [`RightError::NotConnected`] before anything was changed. After any other error the right is
-    /// [`RightState::Unknown`]: revoke it.
+    /// [`RightError::NotConnected`] (the queue pair is not in RTS), [`RightError::NeedsQueuePair`] and a state that
+    /// could not be queried, before anything was changed. After any other error the right is [`RightState::Unknown`]:
+    /// revoke it.
     pub fn grant(&mut self, local: Option<&mut Local<'_, C>>) -> Result<Grant, RightError> {
         let state = self.control.state()?;
-        if !matches!(state, QpState::Rtr | QpState::Rts) {
+        if state != QpState::Rts {
             return Err(RightError::NotConnected {
                 qp_num: self.control.qp_num(),
                 state,
@@ -398,6 +455,9 @@ impl<C: Context> PeerRight<C> {
     /// a barrier, the fastest method that is one; a method that fails is followed by the next. With no `local`, the
     /// methods that post requests are left out.
     ///
+    /// Where the flags were the barrier, they alone keep the peer out afterwards, so it lasts as long as nobody else
+    /// opens them (see the module, "Connecting again").
+    ///
     /// # Errors
     /// [`RightError::NoBarrier`], with what was tried: the peer's bytes may still land. Destroying the queue pair is
     /// what is left then.
@@ -430,9 +490,16 @@ impl<C: Context> PeerRight<C> {
     /// Takes the right away by deregistering, and reports.
     ///
     /// # Errors
-    /// The verb's error; the registration is leaked then.
+    /// The verb's error, the registration is leaked then; [`RightError::Leaked`] if that happened to an earlier one.
+    /// Either way the peer is kept out by the queue pair only.
     pub fn close(mut self) -> Result<(), RightError> {
-        self.close_region()
+        self.close_region()?;
+        if self.leaked {
+            return Err(RightError::Leaked {
+                qp_num: self.control.qp_num(),
+            });
+        }
+        Ok(())
     }
 
     /// What `method` is worth on this device, for this right.
@@ -495,8 +562,8 @@ impl<C: Context> PeerRight<C> {
     /// Takes the peer's registration away, its window with it.
     fn withdraw(&mut self) -> Result<(), RightError> {
         let local_only = self.registered().without(REMOTE);
-        if let (Through::Region, true, Some(mr)) =
-            (self.attr.through, self.ctx.caps().rereg_mr, &mut self.mr)
+        let in_place = self.ctx.caps().rereg_mr && self.ctx.caps().rereg_is_barrier;
+        if let (Through::Region, true, Some(mr)) = (self.attr.through, in_place, &mut self.mr)
             && mr.reregister(local_only).is_ok()
         {
             self.open = false;
@@ -508,29 +575,41 @@ impl<C: Context> PeerRight<C> {
     /// Deregisters. A region that cannot be closed is leaked with its key alive, so from then on only the queue pair
     /// can keep the peer out.
     fn close_region(&mut self) -> Result<(), RightError> {
-        (self.bound, self.open) = (false, false);
+        (self.bound, self.open, self.stale) = (false, false, false);
         let window = self.mw.take().map_or(Ok(()), MemoryWindow::close);
         let region = self.mr.take().map_or(Ok(()), MemoryRegion::close);
         self.leaked |= window.is_err() || region.is_err();
         Ok(window.and(region)?)
     }
 
-    /// ERR, drained, and RESET: a queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it).
+    /// ERR, drained, and RESET: a queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it). One that
+    /// is in RESET is reset again: whoever brought it there may not have waited as this does.
     fn cycle(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
         self.stale = true;
-        if self.control.state()? == QpState::Reset {
-            return Ok(());
+        if self.control.state()? != QpState::Reset {
+            let wr_id = local.number(&mut self.requests);
+            local.drain(wr_id)?;
         }
-        local.drain()?;
         Ok(self.control.modify(&Modify::Reset)?)
     }
 
+    /// Invalidates the window. One that may yet be bound by a request that is still queued is taken away, and its
+    /// region: a bind that runs later fails then.
     fn invalidate(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
+        if self.stale {
+            return self.close_region();
+        }
         let Some(mw) = self.mw.as_ref().filter(|_| self.bound) else {
             return Ok(());
         };
-        local.request("IBV_WR_LOCAL_INV", SendOp::LocalInv { rkey: mw.rkey() })?;
-        self.bound = false;
+        self.stale = true;
+        let wr_id = local.number(&mut self.requests);
+        local.request(
+            "IBV_WR_LOCAL_INV",
+            wr_id,
+            SendOp::LocalInv { rkey: mw.rkey() },
+        )?;
+        (self.bound, self.stale) = (false, false);
         Ok(())
     }
 
@@ -565,7 +644,8 @@ impl<C: Context> PeerRight<C> {
     }
 
     fn bind(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
-        // Whether a window stays bound over RESET differs between devices; a new one is unbound on all.
+        // Whether a window stays bound over RESET differs between devices, and whether a bind that was given up runs
+        // is not known; a new window is unbound on all.
         if std::mem::take(&mut self.stale) {
             self.bound = false;
             self.leaked |= self.mw.take().is_some_and(|mw| mw.close().is_err());
@@ -580,8 +660,11 @@ impl<C: Context> PeerRight<C> {
             unreachable!("both were made above")
         };
         let (rkey, access) = (next_rkey(mw.rkey()), self.attr.access & REMOTE);
+        self.stale = true;
+        let wr_id = local.number(&mut self.requests);
         local.request(
             "IBV_WR_BIND_MW",
+            wr_id,
             SendOp::BindMw {
                 mw,
                 rkey,
@@ -591,7 +674,7 @@ impl<C: Context> PeerRight<C> {
                 access,
             },
         )?;
-        self.bound = true;
+        (self.bound, self.stale) = (true, false);
         Ok(())
     }
 

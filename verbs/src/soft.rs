@@ -92,6 +92,7 @@ fn capabilities(backend: BackendKind, placement: Placement) -> Capabilities {
             window: Barrier::Yes,
         },
         rereg_mr: true,
+        rereg_is_barrier: true,
         memory_windows: true,
         // A thread of this process can be preempted in mid-copy for as long as the scheduler likes.
         bounded_revoke: false,

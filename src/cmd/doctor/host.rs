@@ -11,6 +11,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use super::{Check, Wanted};
 use crate::bench::host::{allowed_cpus, cpuinfo, text};
 use crate::bench::stats::{Clock, Rounds};
+use crate::cmd::told;
 
 /// Threads of a replica that want a processor each: the replication plane and the background plane.
 const THREADS: usize = 2;
@@ -20,6 +21,9 @@ const MEMLOCK_BYTES: u64 = 64 << 20;
 const FENCE_NS_MAX: f64 = 50.0;
 /// Oldest kernel on which everything works: write protection of memory files by userfaultfd.
 const KERNEL: (u32, u32) = (5, 19);
+
+/// The capability to lock memory beyond the limit, capabilities(7).
+const CAP_IPC_LOCK: u32 = 14;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
@@ -163,6 +167,9 @@ fn fence_cost() -> Check {
 
 fn memlock() -> Check {
     const NAME: &str = "locked memory";
+    if may_lock_any() {
+        return Check::pass(NAME, "CAP_IPC_LOCK: no limit applies");
+    }
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Err(errno) => Check::warn(NAME, format!("getrlimit: {errno}"), "allow getrlimit"),
         Ok((RLIM_INFINITY, _)) => Check::pass(NAME, "no limit"),
@@ -172,12 +179,34 @@ fn memlock() -> Check {
         Ok((limit, _)) => Check::warn(
             NAME,
             format!(
-                "limit {} KiB: memory stays unlocked, and RDMA devices refuse to register it",
+                "more than {} KiB stays unlocked, and RDMA devices refuse to register it",
                 limit >> 10
             ),
             "ulimit -l unlimited, LimitMEMLOCK=infinity in a systemd unit, or --ulimit memlock=-1 for a container",
         ),
     }
+}
+
+/// Whether this process holds the capability that lifts the limit. The kernel asks for it in the first user namespace,
+/// so a container that has a namespace of its own may show it and not have it.
+fn may_lock_any() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    has_capability(&status, CAP_IPC_LOCK) && is_first_namespace(&users)
+}
+
+/// Looks at the effective capabilities in the text of `/proc/self/status`.
+fn has_capability(status: &str, bit: u32) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> bit & 1 == 1)
+}
+
+/// The first user namespace maps all user numbers to themselves.
+fn is_first_namespace(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn huge_pages() -> Check {
@@ -230,7 +259,7 @@ fn process_watch(wanted: &Wanted<'_>) -> Check {
     const NAME: &str = "backend shm";
     match crate::bench::backend::open_shm() {
         Ok(_) => Check::pass(NAME, "opens"),
-        Err(error) => Check::fail_if(wanted.shm(), NAME, format!("{error:#}"), "see the message"),
+        Err(error) => Check::fail_if(wanted.shm(), NAME, told(&error), "see the message"),
     }
 }
 
@@ -252,6 +281,31 @@ fn write_protection() -> Check {
                 "a kernel from 5.19 with CONFIG_USERFAULTFD; allow userfaultfd in the seccomp profile. \
                  User-mode faults need no privilege",
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capability_is_a_bit_of_the_effective_mask() {
+        let only = "Name:\tmu\nCapPrm:\t0000000000000000\nCapEff:\t0000000000004000\n";
+        assert!(has_capability(only, CAP_IPC_LOCK));
+        assert!(!has_capability(only, CAP_IPC_LOCK + 1));
+        let none = "CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n";
+        assert!(!has_capability(none, CAP_IPC_LOCK));
+        for odd in ["", "CapEff:", "CapEff:\tmany"] {
+            assert!(!has_capability(odd, CAP_IPC_LOCK), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_user_namespace_of_its_own_is_told_by_its_map() {
+        assert!(is_first_namespace("         0          0 4294967295\n"));
+        for own in ["0 1000 1\n", "0 100000 65536\n", ""] {
+            assert!(!is_first_namespace(own), "{own}");
         }
     }
 }

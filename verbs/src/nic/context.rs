@@ -84,9 +84,9 @@ impl NicPd {
 impl Nic {
     /// Opens the device `name` through the libibverbs of this machine.
     ///
-    /// # Errors No libibverbs; no such device (the message lists what there is); no permission on its character
-    /// device; a port that does not exist or is down; no address; or a verb that failed while the device's abilities
-    /// were tried.
+    /// # Errors
+    /// No libibverbs; no such device (the message lists what there is); no permission on its character device; a port
+    /// that does not exist or is down; no address; or a verb that failed while the device's abilities were tried.
     pub fn open(name: &str, options: &NicOptions) -> Result<Self, Error> {
         Self::open_with(Lib::load()?, name, options)
     }

@@ -24,12 +24,6 @@ impl NicCq {
     pub fn depth(&self) -> u32 {
         self.depth
     }
-
-    /// The errno with which the provider last refused to poll, if it ever did: the queue overran or the device is
-    /// gone, and no completion will come any more.
-    pub fn error(&self) -> Option<i32> {
-        self.error
-    }
 }
 
 impl CompletionQueue for NicCq {
@@ -40,5 +34,10 @@ impl CompletionQueue for NicCq {
             self.error = error;
         }
         count
+    }
+
+    /// The errno with which the provider last refused to poll: the queue overran or the device is gone.
+    fn error(&self) -> Option<i32> {
+        self.error
     }
 }

@@ -263,8 +263,9 @@ fn nonzero(gid: [u8; 16], kind: Option<u32>) -> Option<RawGid> {
     (gid != [0; 16]).then_some(RawGid { gid, kind })
 }
 
-/// # Safety `raw` was fetched by `ibv_get_async_event` and is not acknowledged yet: destroying the object it names
-/// waits for that, so the object is live.
+/// # Safety
+/// `raw` was fetched by `ibv_get_async_event` and is not acknowledged yet: destroying the object it names waits for
+/// that, so the object is live.
 unsafe fn translate(raw: &ibv_async_event) -> AsyncEvent {
     // SAFETY: for an event about a queue pair `qp` is the valid member, and the object is live by the caller's promise.
     let qp_num = || unsafe { (*raw.element.qp).qp_num };

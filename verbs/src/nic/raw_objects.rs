@@ -77,6 +77,8 @@ impl Drop for RawPd {
 pub(super) struct RawMr {
     ptr: NonNull<ibv_mr>,
     parts: Option<(Arc<RawPd>, Memory)>,
+    /// The errno with which it could not be deregistered: the device may hold it for ever.
+    stuck: Option<i32>,
 }
 
 // SAFETY: see `raw_device`.
@@ -117,6 +119,7 @@ impl RawMr {
         Ok(Self {
             ptr: check_ptr(ptr)?,
             parts: Some((pd.clone(), memory.clone())),
+            stuck: None,
         })
     }
 
@@ -169,13 +172,20 @@ impl RawMr {
         })
     }
 
-    /// Deregisters; once only.
+    /// Deregisters; once only. If that failed, it says so each time: the registration is never reported as gone.
     pub(super) fn end(&mut self) -> io::Result<()> {
+        if let Some(errno) = self.stuck {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let ptr = self.ptr.as_ptr();
         // SAFETY: alive until here. A window or request that still names it ends with an error of the device.
-        end(&mut self.parts, |(pd, _)| unsafe {
+        let result = end(&mut self.parts, |(pd, _)| unsafe {
             (pd.context().lib().ibv_dereg_mr)(ptr)
-        })
+        });
+        if let Err(error) = &result {
+            self.stuck = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+        result
     }
 }
 

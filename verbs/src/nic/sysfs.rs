@@ -20,10 +20,14 @@ pub(super) struct Sysfs(pub(super) Option<PathBuf>);
 impl Sysfs {
     /// The kernel driver, or `unknown`.
     ///
-    /// A device on a bus has a link to its driver. The two software devices hang on no bus: Soft-RoCE is the only
-    /// driver with an attribute `parent` (its network device), and both have vendor numbers of their own. The
-    /// description of the node is no help, since a daemon of rdma-core overwrites it.
+    /// A device on a bus has a link to its driver. Soft-RoCE has to be recognised before: up to about Linux 5.10 it
+    /// hangs on the device under its network device, whose driver the link names then. It is the only driver with an
+    /// attribute `parent` (its network device). Both software devices have vendor numbers of their own. The description
+    /// of the node is no help, since a daemon of rdma-core overwrites it.
     pub(super) fn driver(&self, vendor_id: Option<u32>) -> String {
+        if self.text("parent").is_some() {
+            return SOFT_ROCE.into();
+        }
         if let Some(link) = self
             .path("device/driver")
             .and_then(|path| fs::read_link(path).ok())
@@ -32,7 +36,6 @@ impl Sysfs {
             return name.to_string_lossy().into_owned();
         }
         match vendor_id {
-            _ if self.text("parent").is_some() => SOFT_ROCE,
             Some(VENDOR_SOFT_ROCE) => SOFT_ROCE,
             Some(VENDOR_SOFT_IWARP) => SOFT_IWARP,
             _ => "unknown",
@@ -75,7 +78,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "makes files and links")]
-    fn a_link_to_the_driver_goes_before_everything_and_parent_before_the_vendor() {
+    fn parent_goes_before_a_link_to_the_driver_and_that_before_the_vendor() {
         let dir = std::env::temp_dir().join(format!("mu-sysfs-{}", std::process::id()));
         fs::create_dir_all(dir.join("device")).unwrap();
         fs::create_dir_all(dir.join("ports/1/gid_attrs/types")).unwrap();
@@ -83,11 +86,12 @@ mod tests {
         let sysfs = Sysfs(Some(dir.clone()));
         assert_eq!(sysfs.gid_type(1, 3).as_deref(), Some("RoCE v2"));
         assert_eq!(sysfs.gid_type(1, 4), None);
-        fs::write(dir.join("parent"), "eth0\n").unwrap();
-        assert_eq!(sysfs.driver(Some(0x2c9)), SOFT_ROCE);
         std::os::unix::fs::symlink("../../bus/pci/drivers/mlx5_core", dir.join("device/driver"))
             .unwrap();
         assert_eq!(sysfs.driver(Some(VENDOR_SOFT_ROCE)), "mlx5_core");
+        // As old kernels show Soft-RoCE on top of such a device.
+        fs::write(dir.join("parent"), "eth0\n").unwrap();
+        assert_eq!(sysfs.driver(Some(VENDOR_SOFT_ROCE)), SOFT_ROCE);
         fs::remove_dir_all(dir).unwrap();
     }
 }
