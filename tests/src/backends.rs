@@ -522,19 +522,19 @@ pub const DEVIATIONS: &[Deviation] = &[
     Deviation {
         case: "receive::into_read_only_memory",
         driver: RXE,
-        message: "status: WcStatus(2)",
+        message: "status: LOC_QP_OP_ERR",
         why: OWN_STATUS,
     },
     Deviation {
         case: "receive::outside_the_region",
         driver: RXE,
-        message: "status: WcStatus(2)",
+        message: "status: LOC_QP_OP_ERR",
         why: OWN_STATUS,
     },
     Deviation {
         case: "receive::of_another_domain",
         driver: RXE,
-        message: "status: WcStatus(2)",
+        message: "status: LOC_QP_OP_ERR",
         why: OWN_STATUS,
     },
     Deviation {
@@ -552,7 +552,7 @@ pub const DEVIATIONS: &[Deviation] = &[
     Deviation {
         case: "local::piece_of_another_domain",
         driver: RXE,
-        message: "status: WcStatus(2)",
+        message: "status: LOC_QP_OP_ERR",
         why: "a local key of another domain ends with LOC_QP_OP_ERR",
     },
     Deviation {

@@ -384,6 +384,9 @@ impl<C: Context> CompletionQueue for BrokenCq<C> {
         }
         n
     }
+    fn error(&self) -> Option<i32> {
+        self.inner.error()
+    }
 }
 
 impl<C: Context> QpControl for BrokenControl<C> {

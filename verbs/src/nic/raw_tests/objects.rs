@@ -9,9 +9,10 @@ use mu_sys::{ibv_mr, ibv_pd, ibv_qp, ibv_rereg_mr_err_code as rereg};
 
 use super::{broken, inline, loopback, open, real, set_errno};
 use crate::nic::leaked;
+use crate::rights::{PeerRight, RightAttr, RightError, RightState};
 use crate::{
-    Access, Completion, CompletionQueue, Context, Error, MemoryRegion, PostError, QpControl,
-    QueuePair, SendFlags, SendOp, SendWr, WcStatus,
+    Access, Barrier, Completion, CompletionQueue, Context, Error, MemoryRegion, PostError,
+    QpControl, QueuePair, RevokeMethod, SendFlags, SendOp, SendWr, WcStatus,
 };
 
 static REGISTRATIONS_LEFT: AtomicU32 = AtomicU32::new(0);
@@ -175,6 +176,112 @@ fn every_outcome_of_a_re_registration_is_told_apart() {
     }
     let without = open(broken(|lib| lib.ibv_rereg_mr = None));
     assert!(!without.caps().rereg_mr);
+}
+
+unsafe extern "C" fn rekeying_rereg(
+    mr: *mut ibv_mr,
+    flags: c_int,
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    len: usize,
+    access: c_int,
+) -> c_int {
+    // SAFETY: passed on as it came; the region is the caller's alone during this call.
+    unsafe {
+        let code = real().ibv_rereg_mr.unwrap()(mr, flags, pd, addr, len, access);
+        (*mr).rkey = NEW_KEY;
+        code
+    }
+}
+
+#[test]
+fn a_re_registration_that_changes_the_keys_does_not_count() {
+    let nic = open(broken(|lib| lib.ibv_rereg_mr = Some(rekeying_rereg)));
+    assert!(!nic.caps().rereg_mr);
+}
+
+/// Set while re-registering fails half-way, and deregistering with it.
+static HOPELESS: AtomicU32 = AtomicU32::new(0);
+static REREGISTERED: AtomicU32 = AtomicU32::new(0);
+static DEREGISTERED: AtomicU32 = AtomicU32::new(0);
+
+unsafe extern "C" fn hopeless_rereg(
+    mr: *mut ibv_mr,
+    flags: c_int,
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    len: usize,
+    access: c_int,
+) -> c_int {
+    REREGISTERED.fetch_add(1, Ordering::Relaxed);
+    if HOPELESS.load(Ordering::Relaxed) != 0 {
+        set_errno(libc::EIO);
+        return rereg::IBV_REREG_MR_ERR_CMD.0;
+    }
+    // SAFETY: passed on as it came.
+    unsafe { real().ibv_rereg_mr.unwrap()(mr, flags, pd, addr, len, access) }
+}
+
+unsafe extern "C" fn hopeless_dereg(mr: *mut ibv_mr) -> c_int {
+    DEREGISTERED.fetch_add(1, Ordering::Relaxed);
+    if HOPELESS.load(Ordering::Relaxed) != 0 {
+        return libc::EBUSY;
+    }
+    // SAFETY: passed on as it came.
+    unsafe { (real().ibv_dereg_mr)(mr) }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "leaks on purpose")]
+fn a_registration_that_could_not_be_taken_away_is_never_called_gone() {
+    let nic = open(broken(|lib| {
+        lib.ibv_rereg_mr = Some(hopeless_rereg);
+        lib.ibv_dereg_mr = hopeless_dereg;
+    }));
+    let pd = nic.alloc_pd().unwrap();
+    let memory = nic.alloc_memory(4096).unwrap();
+    let (_cq, qp) = loopback(&nic, &pd);
+
+    let mut right =
+        PeerRight::new(&nic, &pd, qp.control(), &memory, 0..64, RightAttr::LOG).unwrap();
+    right.grant(None).unwrap();
+    let before = [&REREGISTERED, &DEREGISTERED].map(|n| n.load(Ordering::Relaxed));
+    let done = right.revoke(RevokeMethod::Reregister, None).unwrap();
+    assert_eq!(done.barrier, Barrier::Yes);
+    let after = [&REREGISTERED, &DEREGISTERED].map(|n| n.load(Ordering::Relaxed));
+    assert_eq!(
+        after,
+        [before[0], before[1] + 1],
+        "only deregistration is a barrier"
+    );
+    right.grant(None).unwrap();
+
+    let mut mr = nic.reg_mr(&pd, &memory, 0..64, Access::LOG).unwrap();
+    HOPELESS.store(1, Ordering::Relaxed);
+    let error = mr.reregister(Access::REMOTE_READ).unwrap_err();
+    assert!(
+        error.to_string().contains("deregistering failed too"),
+        "{error}"
+    );
+    assert_eq!(mr.close().unwrap_err().errno(), libc::EBUSY);
+
+    let failed = right.revoke_fully(None);
+    assert!(
+        matches!(failed, Err(RightError::NoBarrier { .. })),
+        "{failed:?}"
+    );
+    HOPELESS.store(0, Ordering::Relaxed);
+    let again = right.revoke(RevokeMethod::Reregister, None);
+    assert!(
+        matches!(again, Err(RightError::Unsupported { .. })),
+        "{again:?}"
+    );
+    assert_ne!(right.state(), RightState::Fenced);
+    let closed = right.close();
+    assert!(
+        matches!(closed, Err(RightError::Leaked { .. })),
+        "{closed:?}"
+    );
 }
 
 /// Set while destroying is to fail.

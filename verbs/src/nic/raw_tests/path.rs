@@ -13,10 +13,11 @@ use mu_sys::{
 
 use super::{broken, inline, loopback, open, real, set_errno};
 use crate::nic::SOFT_ROCE_DRAIN;
+use crate::rights::{Local, PeerRight, RightAttr, RightError};
 use crate::{
     Access, AsyncEvent, Barrier, Completion, CompletionQueue, Context, MemoryRegion, MemoryWindow,
-    Modify, Payload, PostError, QpControl, QpState, QueuePair, SendFlags, SendOp, SendWr,
-    next_rkey,
+    Modify, Payload, PostError, QpControl, QpState, QueuePair, RevokeMethod, SendFlags, SendOp,
+    SendWr, next_rkey,
 };
 
 static DOORBELLS: AtomicUsize = AtomicUsize::new(0);
@@ -262,6 +263,28 @@ fn a_provider_that_fails_to_post_or_poll_is_heard() {
     assert_eq!(cq.error(), None);
     assert_eq!(cq.poll(&mut [Completion::EMPTY; 2]), 0);
     assert_eq!(cq.error(), Some(libc::EIO));
+
+    // A right that waits for its own request on such a queue is told, and does not wait for ever.
+    let mut qp = qp;
+    let control = qp.control().clone();
+    let mut right = PeerRight::new(&nic, &pd, &control, &memory, 0..64, RightAttr::LOG).unwrap();
+    let result = right.revoke(
+        RevokeMethod::QpCycle,
+        Some(&mut Local {
+            qp: &mut qp,
+            send_cq: &mut cq,
+            recv_cq: None,
+            wr_id: 0,
+            other: &mut |_| (),
+            keep_waiting: &mut || true,
+        }),
+    );
+    let error = result.map(drop).unwrap_err();
+    assert!(
+        matches!(&error, RightError::Verb(e) if e.errno() == libc::EIO)
+            && error.to_string().contains("ibv_poll_cq"),
+        "{error}"
+    );
 }
 
 unsafe extern "C" fn soft_roce(context: *mut ibv_context, attr: *mut ibv_device_attr) -> c_int {
