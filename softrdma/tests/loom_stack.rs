@@ -67,7 +67,9 @@ fn modify(qp: &Qp, change: Modify) {
 fn connect(a: &Control, b: &Control) {
     let modify =
         |end: &Control, change| end.modify(&change).expect("a change that the state allows");
-    [a, b].map(|end| modify(end, Modify::Init(Access::LOG)));
+    [a, b]
+        .iter()
+        .for_each(|end| modify(end, Modify::Init(Access::LOG)));
     for (end, peer) in [(a, b), (b, a)] {
         modify(end, Modify::Rtr(RtrAttr::new(peer.endpoint())));
         modify(end, Modify::Rts(RtsAttr::default()));
@@ -416,8 +418,8 @@ fn revocation_with_a_former_peer() {
 }
 
 /// Receives are posted while another thread resets the queue pair: whatever was accepted is flushed once each, under
-/// its own number, and no more are accepted than there is room for. It found a fault: the room was once counted from what
-/// had been posted and not from what RESET had forgotten.
+/// its own number, and no more are accepted than there is room for. It found a fault: the room was once counted from
+/// what had been posted and not from what RESET had forgotten.
 fn receives_across_reset(weakness: Weakness) {
     weaken(weakness);
     let (_a, x, _b, mut y) = pair();

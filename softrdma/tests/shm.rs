@@ -1,250 +1,27 @@
 //! The shared-memory backend between two processes: this test program starts itself again as the peer.
 #![cfg(not(any(loom, miri)))]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod peer;
+
 use std::time::{Duration, Instant};
 
+use mu_softrdma::Memory;
 use mu_softrdma::shm::{self, Options};
 use mu_softrdma::types::*;
-use mu_softrdma::{Cq, Memory, Mr, Mw, Node, Pd, Qp};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-const BYTES: usize = 4 << 20;
-const WRITE: usize = 1 << 20;
-
-struct End {
-    node: Node,
-    pd: Pd,
-    memory: Memory,
-    mr: Mr,
-    cq: Cq,
-    qp: Qp,
-}
-
-impl End {
-    fn open(options: &Options) -> Self {
-        let node = shm::open(options).unwrap();
-        let pd = node.alloc_pd();
-        let memory = node.alloc_memory(BYTES).unwrap();
-        let mr = node.reg_mr(&pd, &memory, 0..BYTES, Access::ALL).unwrap();
-        let cq = node.create_cq(64).unwrap();
-        let qp = node.create_qp(&pd, &cq, &cq, &QpCap::default()).unwrap();
-        Self {
-            node,
-            pd,
-            memory,
-            mr,
-            cq,
-            qp,
-        }
-    }
-
-    /// Endpoint, address and key, as the peer needs them.
-    fn card(&self) -> String {
-        let e = self.qp.control().endpoint();
-        let hex: String = e.to_bytes().iter().map(|b| format!("{b:02x}")).collect();
-        format!("{hex} {} {}", self.mr.addr(), self.mr.key())
-    }
-
-    fn init(&self) {
-        self.qp
-            .control()
-            .modify(&Modify::Init(Access::LOG))
-            .unwrap();
-    }
-
-    fn connect(&self, card: &str) -> RemoteAddr {
-        let mut parts = card.split_whitespace();
-        let hex = parts.next().unwrap();
-        let bytes: Vec<u8> = (0..Endpoint::BYTES)
-            .map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16).unwrap())
-            .collect();
-        let remote = Endpoint::from_bytes(bytes.as_slice().try_into().unwrap()).unwrap();
-        let rtr = RtrAttr {
-            path_mtu: Mtu::B4096,
-            ..RtrAttr::new(remote)
-        };
-        self.qp.control().modify(&Modify::Rtr(rtr)).unwrap();
-        self.qp
-            .control()
-            .modify(&Modify::Rts(RtsAttr {
-                timeout: 8,
-                retry_cnt: 1,
-                ..RtsAttr::default()
-            }))
-            .unwrap();
-        RemoteAddr {
-            addr: parts.next().unwrap().parse().unwrap(),
-            rkey: parts.next().unwrap().parse().unwrap(),
-        }
-    }
-
-    /// Writes a message of `WRITE` bytes that all say `round`; the status of its completion.
-    fn write(&mut self, remote: RemoteAddr, round: u64) -> WcStatus {
-        for word in 0..WRITE / 8 {
-            self.memory.store(word, round);
-        }
-        self.post(remote, 0, WRITE)
-    }
-
-    fn post(&mut self, remote: RemoteAddr, at: usize, len: usize) -> WcStatus {
-        let sges = [Sge::new(&self.mr, at, len)];
-        let op: SendOp<'_, Mr, Mw> = SendOp::Write {
-            payload: Payload::Regions(&sges),
-            remote,
-            imm: None,
-        };
-        self.qp
-            .post_send(&SendWr {
-                wr_id: 1,
-                op,
-                flags: SendFlags::SIGNALED,
-            })
-            .unwrap();
-        let mut out = [Completion::EMPTY];
-        let start = Instant::now();
-        while self.cq.poll(&mut out) == 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "no completion");
-            std::thread::yield_now();
-        }
-        out[0].status
-    }
-}
-
-/// The other process: obeys lines on its standard input.
-struct Peer {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start() -> Self {
-        Self::start_with("MU_SHM_NOTHING")
-    }
-
-    fn start_with(variable: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "peer_main",
-                "--nocapture",
-                "--include-ignored",
-                "--test-threads=1",
-            ])
-            .env("MU_SHM_PEER", "1")
-            .env(variable, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let to = child.stdin.take().unwrap();
-        let from = BufReader::new(child.stdout.take().unwrap());
-        Self { child, to, from }
-    }
-
-    fn tell(&mut self, line: &str) {
-        writeln!(self.to, "{line}").unwrap();
-    }
-
-    /// The next line that is for us: the test harness of the peer prints some of its own.
-    fn hear(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.from.read_line(&mut line).unwrap(), 0, "the peer ended");
-            if let Some((_, said)) = line.split_once('@') {
-                return said.trim().to_owned();
-            }
-        }
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).unwrap();
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use nix::sys::signal::Signal;
+use peer::{End, Peer, WRITE, join, wait_for_change, wait_for_stop};
 
 /// Not a test of its own: what the other process runs.
 #[test]
 #[ignore = "started by the other tests"]
 fn peer_main() {
-    if std::env::var_os("MU_SHM_PEER").is_none() {
-        return;
-    }
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    let offer_fence = std::env::var_os("MU_SHM_NO_FENCE").is_none();
-    let mut end = End::open(&Options {
-        offer_fence,
-        ..Options::default()
-    });
-    let mut remote = None;
-    for line in std::io::stdin().lines() {
-        let line = line.unwrap();
-        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        match word {
-            "init" => {
-                end.init();
-                println!("@{}", end.card());
-            }
-            "connect" => {
-                remote = Some(end.connect(rest));
-                println!("@connected");
-            }
-            "write" => println!("@{}", end.write(remote.unwrap(), rest.parse().unwrap())),
-            "storm" => {
-                println!("@storming");
-                // Two messages that differ in every word, made beforehand: nearly all the time is copying.
-                for word in WRITE / 8..3 * WRITE / 8 {
-                    end.memory.store(word, word as u64);
-                }
-                let mut round = 1;
-                let status = loop {
-                    let at = WRITE << (round % 2);
-                    end.memory.store(at / 8, round);
-                    let status = end.post(remote.unwrap(), at, WRITE);
-                    if !status.is_success() {
-                        break status;
-                    }
-                    round += 1;
-                };
-                println!("@{status}");
-            }
-            "read" => println!("@{}", end.memory.load(rest.parse().unwrap())),
-            "reset" => {
-                end.qp.control().modify(&Modify::Reset).unwrap();
-                println!("@reset");
-            }
-            other => panic!("unknown order {other}"),
-        }
-    }
+    peer::obey();
 }
 
 fn pair() -> (End, Peer, RemoteAddr) {
     let (end, mut peer) = (End::open(&Options::default()), Peer::start());
     let remote = join(&end, &mut peer);
     (end, peer, remote)
-}
-
-fn join(end: &End, peer: &mut Peer) -> RemoteAddr {
-    end.init();
-    peer.tell("init");
-    let card = peer.hear();
-    peer.tell(&format!("connect {}", end.card()));
-    let remote = end.connect(&card);
-    assert_eq!(peer.hear(), "connected");
-    remote
 }
 
 #[test]
@@ -379,7 +156,10 @@ fn a_stopped_writer_without_a_fence_is_reported_and_can_be_orphaned() {
             give_up_ms: 30,
             ..Options::default()
         };
-        let (mut end, mut peer) = (End::open(&options), Peer::start_with("MU_SHM_NO_FENCE"));
+        let (mut end, mut peer) = (
+            End::open(&options),
+            Peer::start_with("MU_SHM_NO_FENCE", "1"),
+        );
         join(&end, &mut peer);
         peer.tell("storm");
         assert_eq!(peer.hear(), "storming");
@@ -417,17 +197,6 @@ fn a_stopped_writer_without_a_fence_is_reported_and_can_be_orphaned() {
     assert!(stalled > 0, "the test never stopped a writer in mid-copy");
 }
 
-fn wait_for_change(memory: &Memory) {
-    let (start, first) = (Instant::now(), memory.load(0));
-    while memory.load(0) < first + 3 {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "the storm does not come"
-        );
-        std::hint::spin_loop();
-    }
-}
-
 fn assert_frozen(memory: &Memory) {
     let before: Vec<u64> = (0..WRITE / 8).map(|i| memory.load(i)).collect();
     std::thread::sleep(Duration::from_millis(5));
@@ -435,27 +204,4 @@ fn assert_frozen(memory: &Memory) {
         (0..WRITE / 8).all(|i| memory.load(i) == before[i]),
         "a word landed after the revocation"
     );
-}
-
-/// A signal takes effect when each thread next enters the kernel; state T says that all have.
-fn wait_for_stop(pid: Pid) {
-    let start = Instant::now();
-    loop {
-        let all = std::fs::read_dir(format!("/proc/{pid}/task"))
-            .unwrap()
-            .all(|task| {
-                let stat =
-                    std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-                stat.rsplit(')')
-                    .next()
-                    .is_some_and(|rest| rest.trim_start().starts_with('T'))
-            });
-        if all {
-            return;
-        }
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "it does not stop"
-        );
-    }
 }

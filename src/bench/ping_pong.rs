@@ -3,8 +3,8 @@
 //! The near end writes a number into the far end's memory, and the far end, which looks at the last word of it all
 //! the time, writes the same number back. In the bare form two words on cache lines of their own are stored with
 //! Release and loaded with Acquire. That form is one word long whatever the size of the writes, so the two are set in
-//! relation only where the writes are one word long too. Blocks of the two forms take turns. The writes are inline where they may be,
-//! and unsignalled but for each 64th, whose completion is polled while the answer is under way.
+//! relation only where the writes are one word long too. Blocks of the two forms take turns. The writes are inline
+//! where they may be, and unsignalled but for each 64th, whose completion is polled while the answer is under way.
 //!
 //! A number tells the far end what comes next: bit 0, that this is the last of its block; bit 1, that it is over.
 

@@ -22,12 +22,12 @@
 //!
 //! # Connecting again
 //!
-//! The flags of a queue pair are set by its change to INIT as well, and that is its owner's, not seen here. The contract
-//! holds only if the owner brings it to INIT with [`PeerRight::init_access`], always; rights come by
-//! [`PeerRight::grant`] alone. Where the flags are the barrier, a revocation leaves the registration and its key alive
-//! (that is what makes the next grant fast): a queue pair that is brought to INIT with more than that, or given flags
-//! by anybody else, gives the right back without a grant, and [`PeerRight::state`] does not know. Where that cannot be
-//! excluded, revoke by [`RevokeMethod::Reregister`], after which no flags open anything.
+//! The flags of a queue pair are set by its change to INIT as well, and that is its owner's, not seen here. The
+//! contract holds only if the owner brings it to INIT with [`PeerRight::init_access`], always; rights come by
+//! [`PeerRight::grant`] alone. Where the flags are the barrier, a revocation leaves the registration and its key
+//! alive (that is what makes the next grant fast): a queue pair that is brought to INIT with more than that, or given
+//! flags by anybody else, gives the right back without a grant, and [`PeerRight::state`] does not know. Where that
+//! cannot be excluded, revoke by [`RevokeMethod::Reregister`], after which no flags open anything.
 //!
 //! There is no clock here: what a method takes is measured by the caller, and how long to wait for a completion is the
 //! caller's answer ([`Local::keep_waiting`]).
@@ -201,7 +201,8 @@ pub struct Local<'a, C: Context> {
     pub wr_id: u64,
     /// Gets the completions of other requests that turn up meanwhile.
     pub other: &'a mut dyn FnMut(Completion),
-    /// Asked after every poll without the own completion, however many others came: whether to go on waiting. The caller's clock, and its yielding, are in it.
+    /// Asked after every poll without the own completion, however many others came: whether to go on waiting. The
+    /// caller's clock, and its yielding, are in it.
     pub keep_waiting: &'a mut dyn FnMut() -> bool,
 }
 
@@ -582,8 +583,8 @@ impl<C: Context> PeerRight<C> {
         Ok(window.and(region)?)
     }
 
-    /// ERR, drained, and RESET: a queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it). One that
-    /// is in RESET is reset again: whoever brought it there may not have waited as this does.
+    /// ERR, drained, and RESET: a queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it). One
+    /// that is in RESET is reset again: whoever brought it there may not have waited as this does.
     fn cycle(&mut self, local: &mut Local<'_, C>) -> Result<(), RightError> {
         self.stale = true;
         if self.control.state()? != QpState::Reset {
