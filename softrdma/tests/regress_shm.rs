@@ -15,7 +15,7 @@ use mu_softrdma::shm::{self, Options};
 use mu_softrdma::types::*;
 use nix::sys::signal::Signal;
 use nix::sys::socket::*;
-use peer::{End, Peer, SEND, WRITE, endpoint, join, join_all, until, wait_for_change};
+use peer::{End, Peer, SEND, WRITE, endpoint, is_stopped, join, join_all, until, wait_for_change};
 
 /// Rounds in which a writer is stopped at a random moment, at most.
 const ROUNDS: u32 = 60;
@@ -109,13 +109,20 @@ fn a_fenced_send_is_not_received() {
         assert_eq!(peer.hear(), "connected");
         peer.tell("send_storm");
         assert_eq!(peer.hear(), "storming");
-        // Each buffer is filled twice, the second time with another message.
-        for _ in 0..2 * RECEIVES {
-            let got = until("a message", || end.poll());
-            assert!(got.status.is_success() && whole(&end, got.wr_id), "{got:?}");
-            end.post_recv(got.wr_id, got.wr_id as usize * SEND, SEND);
+        // Each buffer is filled twice, the second time with another message; until the sender stands still, it never
+        // has to wait for a receive.
+        let (mut received, mut signalled) = (0, false);
+        while !signalled || !is_stopped(peer.pid()) {
+            while let Some(got) = end.poll() {
+                assert!(got.status.is_success() && whole(&end, got.wr_id), "{got:?}");
+                end.post_recv(got.wr_id, got.wr_id as usize * SEND, SEND);
+                received += 1;
+                if received > 2 * RECEIVES && !signalled {
+                    peer.signal(Signal::SIGSTOP);
+                    signalled = true;
+                }
+            }
         }
-        peer.stop();
         let control = end.qp.control();
         control.modify(&Modify::Access(Access::NONE)).unwrap();
         let granted = control.modify(&Modify::Access(Access::LOG));
@@ -233,6 +240,10 @@ fn idle_connections_block_nobody_and_leak_nothing() {
             socket
         })
         .collect();
+    // The idle ones find no place that a refused one leaves.
+    until("the end of those that said nonsense", || {
+        (open() <= before).then_some(())
+    });
     let idle: Vec<OwnedFd> = (0..200).map(|_| connect_idle(node)).collect();
     let other = End::open(&Options::default());
     peer.tell("reset");

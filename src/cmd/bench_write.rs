@@ -298,7 +298,8 @@ fn measure<C: Context>(pair: &Pair<C>, args: &Args) -> Result<Status> {
             show(args, report(host).with(found), revoke_table)?;
             if tested_nothing {
                 eprintln!(
-                    "mu: no round stopped the writer in mid-copy, so nothing was tested: more rounds, or a larger --size"
+                    "mu: no round stopped the writer in mid-copy, so nothing was tested: \
+                     more rounds, or a larger --size"
                 );
             }
             Ok(status)
