@@ -26,6 +26,8 @@
 //! - What would hang or leak on a real device is an error: destroying an object whose events are not acknowledged, or
 //!   closing a device whose objects are alive, gives `EBUSY`.
 //! - `lkey` and `rkey` of a region differ, so that mixing them up fails.
+//! - Its `unsafe extern "C"` functions have the safety contract of the verb whose name they bear, and no other: live
+//!   objects of this provider, structures that the verb reads or writes, and no use after the destroying verb.
 //! - Not there: queue pairs other than RC, shared receive queues, the SQD state, type 1 memory windows (the op is
 //!   null), `SEND_WITH_INV`.
 
