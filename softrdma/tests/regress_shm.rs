@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use mu_softrdma::Memory;
 use mu_softrdma::error::Error;
@@ -221,7 +222,13 @@ fn idle_connections_block_nobody_and_leak_nothing() {
     join(&end, &mut peer);
     let fds = format!("/proc/{}/fd", peer.pid());
     let open = || std::fs::read_dir(&fds).unwrap().count();
-    let before = open();
+    // The peer's watcher may still be taking in what came with the connection: count when it has come to rest.
+    let mut before = open();
+    until("the peer to come to rest", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let last = std::mem::replace(&mut before, open());
+        (before == last).then_some(())
+    });
     let node = {
         peer.tell("reset");
         peer.hear();
