@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::limits::{MAX_CQE, MAX_MSG};
+use crate::limits::{MAX_CQE, MAX_MSG, MAX_RECV_WR};
 use crate::node::{Lane, NodeShared, lock};
 use crate::post::Record;
 use crate::qp::QpShared;
@@ -237,8 +237,7 @@ impl Source {
         let mut n = 0;
         while n < out.len() && self.delivered < posted {
             let index = self.delivered;
-            let wr_id =
-                self.qp.recv_ids[index as usize % self.qp.recv_ids.len()].load(Ordering::Relaxed);
+            let wr_id = self.qp.recv_ids[index as usize % MAX_RECV_WR].load(Ordering::Relaxed);
             out[n] = Completion {
                 wr_id,
                 qp_num: self.qp.qp_num,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::engine::{Action, Op, Outcome, Path, Piece, Placing, Source};
 use crate::error::PostError;
 use crate::fault::Fault;
-use crate::limits::{MAX_MSG, MAX_SGE};
+use crate::limits::{MAX_MSG, MAX_RECV_WR, MAX_SGE};
 use crate::node::lock;
 use crate::qp::{Qp, QpShared};
 use crate::region::{Bind, Mr, Mw};
@@ -218,7 +218,7 @@ impl Qp {
         let [addr_word, len_word, ..] = recv_record(words, shared.slot, poster.recv_posted);
         addr_word.store(addr, Ordering::Relaxed);
         len_word.store(len_key, Ordering::Relaxed);
-        shared.recv_ids[poster.recv_posted as usize % shared.recv_ids.len()]
+        shared.recv_ids[poster.recv_posted as usize % MAX_RECV_WR]
             .store(wr.wr_id, Ordering::Relaxed);
         poster.recv_posted += 1;
         qp_row(words, shared.slot)
