@@ -1,0 +1,259 @@
+//! What the two engines of one replica tell each other: words, each written by one side.
+//!
+//! # Ordering
+//!
+//! The one ordering that safety rests on is between the promise and the leader's own log. A leader counts its own log
+//! towards a majority, so it has to be sure that its background engine has not granted another epoch meanwhile:
+//!
+//! ```text
+//! leader (replication engine)              granter (background engine of the same replica)
+//! L1  write the entry into the own log     G1  promised := other epoch   (Release)
+//! L2  fence                   (SeqCst)     G2  fence                     (SeqCst)
+//! L3  load promised           (Acquire)    G3  acknowledge; the new leader reads this log
+//! L4  count, if it is the own epoch
+//! ```
+//!
+//! The fences are totally ordered. If L2 is first, the entry is visible to whatever is read after G3, so the new leader
+//! finds it. If G2 is first, L3 sees G1 and the leader does not count. [`Shared::promise`] is G1 and G2,
+//! [`Shared::still_promised`] is L2 and L3. All other words are hints whose staleness costs time, not safety.
+
+use mu_verbs::Memory;
+use mu_verbs::sync::{Ordering, Word, fence};
+
+use crate::ids::{Epoch, ReplicaId};
+use crate::layout::{Standing, board_row, outbox_row, public};
+use crate::limits::{MAX_REPLICAS, PUBLIC_WORDS};
+
+/// The words. One for each replica, in an `Arc` that both engines hold.
+#[derive(Debug)]
+pub struct Shared {
+    /// Background: the highest epoch granted to anybody, this replica included.
+    promised: Word,
+    /// Background: the epoch in which this replica is to lead; 0 if it is not.
+    candidate: Word,
+    /// Replication: the last epoch that it gave up by itself.
+    resigned: Word,
+    /// Replication: counts its polls.
+    progress: Word,
+    /// Replication: the replica (plus one) that is to take over, 0 if none.
+    handover: Word,
+    /// Background: why this replica has to halt; a code of [`Halt`].
+    halt: Word,
+    peers: [Peer; MAX_REPLICAS],
+}
+
+/// What the background engine knows of a peer, and what the replication engine asks of it.
+#[derive(Debug)]
+pub struct Peer {
+    /// Background: generation of the connected log link, 0 while there is none.
+    pub log_generation: Word,
+    /// Background: the same of the pull link.
+    pub pull_generation: Word,
+    /// Replication: the generation of the log link that failed.
+    pub log_fault: Word,
+    /// Replication: the generation of the pull link that failed.
+    pub pull_fault: Word,
+    /// Background: 1 while the pull-score says that it lives.
+    pub alive: Word,
+    /// Background: address and key of its log for pulls, from its hello.
+    pub pull_addr: Word,
+    /// See `pull_addr`.
+    pub pull_rkey: Word,
+    /// Replication: counts the changes of its half of the outbox row for this peer.
+    pub outbox_changes: Word,
+    /// Background: the peer's public line as last read; zeroes before.
+    pub public: [Word; PUBLIC_WORDS],
+}
+
+/// Why the background engine halts the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// A majority has another digest of the state at the same index.
+    Diverged,
+}
+
+impl Shared {
+    /// All zero.
+    pub fn new() -> Self {
+        let word = || Word::new(0);
+        Self {
+            promised: word(),
+            candidate: word(),
+            resigned: word(),
+            progress: word(),
+            handover: word(),
+            halt: word(),
+            peers: std::array::from_fn(|_| Peer {
+                log_generation: word(),
+                pull_generation: word(),
+                log_fault: word(),
+                pull_fault: word(),
+                alive: word(),
+                pull_addr: word(),
+                pull_rkey: word(),
+                outbox_changes: word(),
+                public: std::array::from_fn(|_| word()),
+            }),
+        }
+    }
+
+    /// Makes `epoch` the promise (G1, G2). It must be above the old one; the caller revokes and acknowledges after.
+    pub fn promise(&self, epoch: Epoch) {
+        self.promised.store(epoch.0, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The promise.
+    pub fn promised(&self) -> Epoch {
+        Epoch(self.promised.load(Ordering::Acquire))
+    }
+
+    /// Whether this replica's own promise is still `epoch`, asked after the own log was written (L2, L3).
+    #[inline]
+    pub fn still_promised(&self, epoch: Epoch) -> bool {
+        fence(Ordering::SeqCst);
+        self.promised.load(Ordering::Acquire) == epoch.0
+    }
+
+    /// Background: says in which epoch this replica is to lead.
+    pub fn set_candidate(&self, epoch: Epoch) {
+        self.candidate.store(epoch.0, Ordering::Release);
+    }
+
+    /// The epoch in which this replica is to lead, [`Epoch::NONE`] if it is not.
+    #[inline]
+    pub fn candidate(&self) -> Epoch {
+        Epoch(self.candidate.load(Ordering::Acquire))
+    }
+
+    /// Replication: gives `epoch` up.
+    pub fn resign(&self, epoch: Epoch) {
+        self.resigned.store(epoch.0, Ordering::Release);
+    }
+
+    /// The last epoch that the replication engine gave up by itself.
+    pub fn resigned(&self) -> Epoch {
+        Epoch(self.resigned.load(Ordering::Acquire))
+    }
+
+    /// Replication: one more poll.
+    #[inline]
+    pub fn advance(&self) {
+        // One writer, so no read-modify-write is needed.
+        self.progress.store(
+            self.progress.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Release,
+        );
+    }
+
+    /// How many polls there were.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Acquire)
+    }
+
+    /// Replication: asks the background engine to hand the leadership to `to`, or to stop asking.
+    pub fn hand_over(&self, to: Option<ReplicaId>) {
+        self.handover.store(
+            to.map_or(0, |id| u64::from(id.get()) + 1),
+            Ordering::Release,
+        );
+    }
+
+    /// Who is to take over.
+    pub fn handover(&self) -> Option<ReplicaId> {
+        match self.handover.load(Ordering::Acquire) {
+            0 => None,
+            id => ReplicaId::new((id - 1) as u8),
+        }
+    }
+
+    /// Background: halts the replica.
+    pub fn halt(&self, why: Halt) {
+        self.halt.store(why as u64 + 1, Ordering::Release);
+    }
+
+    /// Whether the replica has to halt.
+    #[inline]
+    pub fn halted(&self) -> Option<Halt> {
+        (self.halt.load(Ordering::Acquire) != 0).then_some(Halt::Diverged)
+    }
+
+    /// The words about `id`.
+    #[inline]
+    pub fn peer(&self, id: ReplicaId) -> &Peer {
+        &self.peers[id.index()]
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Peer {
+    /// Word `word` of the peer's public line, as last read.
+    pub fn public(&self, word: usize) -> u64 {
+        self.public[word].load(Ordering::Acquire)
+    }
+
+    /// The peer's standing, as last read.
+    pub fn standing(&self) -> Standing {
+        Standing::from_word(self.public(public::STANDING))
+    }
+
+    /// Whether the pull-score says that it lives.
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire) != 0
+    }
+}
+
+/// The board and the outbox of one replica, by the names of their words.
+#[derive(Clone, Debug)]
+pub struct Board {
+    /// Public line and mailbox.
+    pub memory: Memory,
+    /// What is to stand in the peers' mailboxes.
+    pub outbox: Memory,
+}
+
+impl Board {
+    /// A word of the own public line.
+    pub fn public(&self, word: usize) -> u64 {
+        self.memory.load(word)
+    }
+
+    /// Sets a word of the own public line.
+    #[inline]
+    pub fn set_public(&self, word: usize, value: u64) {
+        self.memory.store(word, value);
+    }
+
+    /// A word that `peer` wrote.
+    #[inline]
+    pub fn mail(&self, peer: ReplicaId, word: usize) -> u64 {
+        self.memory.load(board_row(peer) + word)
+    }
+
+    /// A record that `peer` wrote, copied once.
+    pub fn record(&self, peer: ReplicaId, word: usize) -> [u64; 8] {
+        std::array::from_fn(|i| self.mail(peer, word + i))
+    }
+
+    /// What is to stand in word `word` of this replica's row at `peer`.
+    pub fn out(&self, peer: ReplicaId, word: usize) -> u64 {
+        self.outbox.load(outbox_row(peer) + word)
+    }
+
+    /// Sets it.
+    pub fn set_out(&self, peer: ReplicaId, word: usize, value: u64) {
+        self.outbox.store(outbox_row(peer) + word, value);
+    }
+
+    /// Sets a record.
+    pub fn set_out_record(&self, peer: ReplicaId, word: usize, record: [u64; 8]) {
+        for (i, value) in record.into_iter().enumerate() {
+            self.set_out(peer, word + i, value);
+        }
+    }
+}
