@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod entry;
 pub mod ids;
 pub mod layout;
 pub mod limits;
+pub mod log;
 pub mod message;
 pub mod settings;
 pub mod shared;

@@ -1,0 +1,363 @@
+//! The entry: how commands lie in the log. `docs/protocol.md`, section 2, has the words.
+//!
+//! # Ordering
+//!
+//! An entry is written in ascending order of its words, each with Release, by the leader itself or by the device that
+//! carries its bytes. A reader loads the header's words and then the tail with Acquire: where the device places a whole
+//! message in order, a tail that fits means that everything before it is there. Elsewhere the payload's checksum decides.
+//! The header check and the tail depend on index and epoch, so bytes of an earlier lap or of another leader do not fit.
+
+use mu_verbs::WORD;
+
+use crate::check::mix;
+use crate::ids::{Epoch, ReplicaId};
+
+/// Words of the header.
+pub const HEADER_WORDS: usize = 8;
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = HEADER_WORDS * WORD;
+/// Bytes of the tail.
+pub const TAIL_BYTES: usize = WORD;
+/// Bytes of an entry around its payload.
+pub const OVERHEAD_BYTES: usize = HEADER_BYTES + TAIL_BYTES;
+/// Bytes of a command's frame before its bytes.
+pub const FRAME_BYTES: usize = 24;
+
+/// What an entry carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Nothing: a new leader's first entry.
+    Empty = 1,
+    /// Commands of clients.
+    Commands = 2,
+    /// The admission of a replica as a voter.
+    Admit = 3,
+}
+
+/// The header of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Its index; the first entry has 1.
+    pub index: u64,
+    /// The leader that created it.
+    pub epoch: Epoch,
+    /// The epoch of the entry before it.
+    pub previous: Epoch,
+    /// What that leader knew to be decided.
+    pub commit: u64,
+    /// Leader time: nanoseconds since the Unix epoch, never going back in a log.
+    pub time_ns: u64,
+    /// Bytes of payload.
+    pub len: u32,
+    /// Commands.
+    pub count: u16,
+    /// What it carries.
+    pub kind: Kind,
+    /// The payload's CRC32C, if it has one.
+    pub crc: Option<u32>,
+}
+
+impl Header {
+    /// Bytes of the whole entry.
+    #[inline]
+    pub const fn size(&self) -> usize {
+        size(self.len as usize)
+    }
+
+    /// The header's words, the check included.
+    #[inline]
+    pub fn to_words(&self) -> [u64; HEADER_WORDS] {
+        let flags = u64::from(self.crc.is_some());
+        let meta = u64::from(self.len)
+            | u64::from(self.count) << 32
+            | (self.kind as u64) << 48
+            | flags << 56;
+        let words = [
+            self.index,
+            self.epoch.0,
+            self.previous.0,
+            self.commit,
+            self.time_ns,
+            meta,
+            self.crc.unwrap_or(0).into(),
+        ];
+        let [a, b, c, d, e, f, g] = words;
+        [a, b, c, d, e, f, g, mix(words)]
+    }
+
+    /// Decodes a header that was copied into private memory. `None` if it is torn, stale or nonsense.
+    #[inline]
+    pub fn from_words(words: [u64; HEADER_WORDS]) -> Option<Self> {
+        let [index, epoch, previous, commit, time_ns, meta, crc, check] = words;
+        if mix([index, epoch, previous, commit, time_ns, meta, crc]) != check {
+            return None;
+        }
+        let kind = match (meta >> 48) as u8 {
+            1 => Kind::Empty,
+            2 => Kind::Commands,
+            3 => Kind::Admit,
+            _ => return None,
+        };
+        Some(Self {
+            index,
+            epoch: Epoch(epoch),
+            previous: Epoch(previous),
+            commit,
+            time_ns,
+            len: meta as u32,
+            count: (meta >> 32) as u16,
+            kind,
+            crc: (meta >> 56 & 1 == 1).then_some(crc as u32),
+        })
+    }
+}
+
+/// Bytes of an entry with `len` bytes of payload.
+#[inline]
+pub const fn size(len: usize) -> usize {
+    OVERHEAD_BYTES + len.next_multiple_of(WORD)
+}
+
+/// The tail that belongs to a header check.
+#[inline]
+pub const fn tail(check: u64) -> u64 {
+    !check
+}
+
+/// One command in an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The client's number; 0 is no session.
+    pub client: u64,
+    /// The client's number of this command.
+    pub sequence: u64,
+    /// The command.
+    pub bytes: &'a [u8],
+}
+
+/// The commands of a payload in private memory, one after the other.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+    left: u16,
+}
+
+impl<'a> Frames<'a> {
+    /// The `count` commands of `payload`.
+    pub fn new(payload: &'a [u8], count: u16) -> Self {
+        Self {
+            rest: payload,
+            left: count,
+        }
+    }
+}
+
+/// A payload that its own frames contradict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadFrame;
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, BadFrame>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let frame = (|| {
+            let (head, rest) = self.rest.split_first_chunk::<FRAME_BYTES>()?;
+            let word = |at: usize| head[at..at + WORD].try_into().map(u64::from_le_bytes).ok();
+            let (client, sequence, len) = (word(0)?, word(8)?, word(16)?);
+            let len = usize::try_from(len).ok()?;
+            let bytes = rest.get(..len)?;
+            self.rest = rest.get(len.checked_next_multiple_of(WORD)?..)?;
+            Some(Frame {
+                client,
+                sequence,
+                bytes,
+            })
+        })();
+        if frame.is_none() {
+            self.left = 0;
+        }
+        Some(frame.ok_or(BadFrame))
+    }
+}
+
+/// Payload of an admission: the replica and its incarnation.
+pub fn admit(id: ReplicaId, incarnation: u64) -> [u8; 16] {
+    let mut payload = [0; 16];
+    payload[0] = id.get();
+    payload[8..].copy_from_slice(&incarnation.to_le_bytes());
+    payload
+}
+
+/// Decodes an admission.
+pub fn admitted(payload: &[u8]) -> Option<(ReplicaId, u64)> {
+    let payload: &[u8; 16] = payload.try_into().ok()?;
+    let incarnation = u64::from_le_bytes(payload[8..].try_into().ok()?);
+    ReplicaId::new(payload[0]).map(|id| (id, incarnation))
+}
+
+/// An entry under construction, in private memory of fixed size.
+#[derive(Debug)]
+pub struct Encoder {
+    bytes: Vec<u8>,
+    capacity: usize,
+    count: u16,
+}
+
+impl Encoder {
+    /// Room for entries of up to `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
+        let mut bytes = Vec::with_capacity(max_bytes);
+        bytes.resize(HEADER_BYTES, 0);
+        Self {
+            bytes,
+            capacity: max_bytes,
+            count: 0,
+        }
+    }
+
+    /// Commands in it.
+    #[inline]
+    pub fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// Whether a command of `len` bytes still fits.
+    #[inline]
+    pub fn fits(&self, len: usize) -> bool {
+        let after = self.bytes.len() + FRAME_BYTES + len.next_multiple_of(WORD) + TAIL_BYTES;
+        after <= self.capacity && usize::from(self.count) < crate::limits::MAX_BATCH
+    }
+
+    /// Adds a command, which must fit.
+    #[inline]
+    pub fn push(&mut self, frame: Frame<'_>) {
+        debug_assert!(self.fits(frame.bytes.len()));
+        self.bytes.extend_from_slice(&frame.client.to_le_bytes());
+        self.bytes.extend_from_slice(&frame.sequence.to_le_bytes());
+        self.bytes
+            .extend_from_slice(&(frame.bytes.len() as u64).to_le_bytes());
+        self.raw(frame.bytes);
+        self.count += 1;
+    }
+
+    /// Adds bytes without a frame, padded.
+    #[inline]
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        let padded = self.bytes.len().next_multiple_of(WORD);
+        self.bytes.resize(padded, 0);
+    }
+
+    /// Completes the entry: fills in length, count and checksum of `header`, and gives it with its bytes.
+    #[inline]
+    pub fn finish(&mut self, header: Header, checksum: bool) -> (Header, &[u8]) {
+        let payload = &self.bytes[HEADER_BYTES..];
+        let crc = checksum.then(|| crc32c::crc32c(payload));
+        let header = Header {
+            len: payload.len() as u32,
+            count: self.count,
+            crc,
+            ..header
+        };
+        let words = header.to_words();
+        for (at, word) in words.into_iter().enumerate() {
+            self.bytes[at * WORD..(at + 1) * WORD].copy_from_slice(&word.to_le_bytes());
+        }
+        self.bytes
+            .extend_from_slice(&tail(words[HEADER_WORDS - 1]).to_le_bytes());
+        (header, &self.bytes)
+    }
+
+    /// Empties it.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.bytes.truncate(HEADER_BYTES);
+        self.count = 0;
+    }
+
+    /// The bytes of the entry that was completed last, until [`clear`](Self::clear).
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            index: 7,
+            epoch: Epoch(0x21),
+            previous: Epoch(0x13),
+            commit: 5,
+            time_ns: 99,
+            len: 0,
+            count: 0,
+            kind: Kind::Commands,
+            crc: None,
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let mut encoder = Encoder::new(4096);
+        let commands: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; usize::from(n) * 3]).collect();
+        for (n, bytes) in commands.iter().enumerate() {
+            assert!(encoder.fits(bytes.len()));
+            encoder.push(Frame {
+                client: n as u64,
+                sequence: 2 * n as u64,
+                bytes,
+            });
+        }
+        let (header, bytes) = encoder.finish(header(), true);
+        assert_eq!(bytes.len(), header.size());
+        let words: Vec<u64> = bytes
+            .chunks(8)
+            .map(|word| u64::from_le_bytes(word.try_into().expect("a word")))
+            .collect();
+        let read = Header::from_words(words[..8].try_into().expect("a header")).expect("complete");
+        assert_eq!(read, header);
+        assert_eq!(words.last().copied(), Some(tail(words[7])));
+        let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.len as usize];
+        assert_eq!(header.crc, Some(crc32c::crc32c(payload)));
+        let frames: Vec<_> = Frames::new(payload, header.count)
+            .map(|f| f.expect("sound"))
+            .collect();
+        for (n, frame) in frames.iter().enumerate() {
+            assert_eq!((frame.client, frame.sequence), (n as u64, 2 * n as u64));
+            assert_eq!(frame.bytes, commands[n]);
+        }
+        assert_eq!(frames.len(), 20);
+    }
+
+    #[test]
+    fn a_header_with_any_bit_changed_is_refused() {
+        let words = header().to_words();
+        for word in 0..HEADER_WORDS {
+            for bit in 0..64 {
+                let mut bad = words;
+                bad[word] ^= 1 << bit;
+                assert_eq!(Header::from_words(bad), None);
+            }
+        }
+        assert_eq!(Header::from_words([0; HEADER_WORDS]), None);
+    }
+
+    #[test]
+    fn frames_that_lie_about_their_length_end_the_walk() {
+        let mut payload = vec![0; 48];
+        payload[16] = 25;
+        let walked: Vec<_> = Frames::new(&payload, 2).collect();
+        assert_eq!(walked, [Err(BadFrame)]);
+        payload[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert_eq!(Frames::new(&payload, 2).next(), Some(Err(BadFrame)));
+        assert_eq!(Frames::new(&[0; 23], 1).next(), Some(Err(BadFrame)));
+        assert_eq!(Frames::new(&[], 0).next(), None);
+    }
+}
