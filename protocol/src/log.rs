@@ -72,9 +72,11 @@ pub fn look<Z: Zoo>(
     if zoo.has(Bug::IgnoreIndex) {
         header.index = index;
     }
-    let chained = header.previous == point.epoch || zoo.has(Bug::IgnoreChain);
-    if header.index != index || !chained || header.epoch < point.epoch || header.size() > max_bytes
-    {
+    let chained = header.previous == point.epoch && header.epoch >= point.epoch;
+    if !chained && !zoo.has(Bug::IgnoreChain) {
+        return None;
+    }
+    if header.index != index || header.size() > max_bytes {
         return None;
     }
     let end = point.at + (header.size() - TAIL_BYTES) as u64;

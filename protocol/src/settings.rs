@@ -19,7 +19,7 @@ pub struct Settings {
     pub id: ReplicaId,
     /// The group, this replica included.
     pub members: Members,
-    /// Bytes of the ring: a multiple of 8. Equal in the group.
+    /// Bytes of the ring: a power of two. Equal in the group.
     pub ring_bytes: usize,
     /// Largest command, in bytes.
     pub max_command_bytes: usize,
@@ -124,11 +124,11 @@ impl Settings {
             MIN_RING_BYTES as u64,
             MAX_RING_BYTES as u64,
         )?;
-        if !self.ring_bytes.is_multiple_of(8) {
+        if !self.ring_bytes.is_power_of_two() {
             return fail(
                 "ring_bytes",
                 self.ring_bytes.to_string(),
-                "a multiple of 8".into(),
+                "a power of two".into(),
             );
         }
         range(
