@@ -37,6 +37,8 @@ pub struct Shared {
     progress: Word,
     /// Replication: the replica (plus one) that is to take over, 0 if none.
     handover: Word,
+    /// Background: who (plus one) may write this log, this replica itself included; 0 if nobody.
+    holder: Word,
     /// Background: why this replica has to halt; a code of [`Halt`].
     halt: Word,
     peers: [Peer; MAX_REPLICAS],
@@ -82,6 +84,7 @@ impl Shared {
             resigned: word(),
             progress: word(),
             handover: word(),
+            holder: word(),
             halt: word(),
             peers: std::array::from_fn(|_| Peer {
                 log_generation: word(),
@@ -161,10 +164,17 @@ impl Shared {
 
     /// Who is to take over.
     pub fn handover(&self) -> Option<ReplicaId> {
-        match self.handover.load(Ordering::Acquire) {
-            0 => None,
-            id => ReplicaId::new((id - 1) as u8),
-        }
+        named(self.handover.load(Ordering::Acquire))
+    }
+
+    /// Background: says who may write this log from now on. Called after the old holder was revoked.
+    pub fn set_holder(&self, holder: Option<ReplicaId>) {
+        self.holder.store(number(holder), Ordering::Release);
+    }
+
+    /// Who may write this log. `None` is certain: whoever could is revoked.
+    pub fn holder(&self) -> Option<ReplicaId> {
+        named(self.holder.load(Ordering::Acquire))
     }
 
     /// Background: halts the replica.
@@ -183,6 +193,18 @@ impl Shared {
     pub fn peer(&self, id: ReplicaId) -> &Peer {
         &self.peers[id.index()]
     }
+}
+
+/// A replica or nobody, in a word.
+fn number(id: Option<ReplicaId>) -> u64 {
+    id.map_or(0, |id| u64::from(id.get()) + 1)
+}
+
+fn named(word: u64) -> Option<ReplicaId> {
+    u8::try_from(word)
+        .ok()?
+        .checked_sub(1)
+        .and_then(ReplicaId::new)
 }
 
 impl Default for Shared {
