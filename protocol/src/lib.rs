@@ -15,6 +15,7 @@ pub mod limits;
 pub mod log;
 pub mod machine;
 pub mod message;
+pub mod replication;
 pub mod session;
 pub mod settings;
 pub mod shared;

@@ -1,0 +1,420 @@
+//! Becoming leader: grants, prepare, adoption of the best log, update of the followers. `docs/protocol.md`, section 4.
+
+use std::ops::ControlFlow;
+
+use mu_verbs::sync::Ordering;
+use mu_verbs::{Context, PostError};
+
+use super::lane::{Op, Target};
+use super::leader::{Follower, Phase, Stage, note};
+use super::{Event, Replication};
+use crate::entry::{HEADER_BYTES, Kind};
+use crate::ids::{Epoch, ReplicaId};
+use crate::layout::{Ack, Role, header, row};
+use crate::limits::MAX_TRANSFER;
+use crate::log::{Found, Point, Source, find, look};
+use crate::machine::StateMachine;
+use crate::zoo::{Bug, Zoo};
+
+impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
+    /// One turn of a candidate: takes grants and, once a majority's logs are known, adopts the best.
+    #[inline(never)]
+    pub(super) fn seek(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
+        if self.lead.phase != Phase::Granting {
+            return false;
+        }
+        let took = self.take_acks(now_ns);
+        let known = |f: &&Follower| f.voter && matches!(f.stage, Stage::Scanned(_));
+        let known = self.lead.followers.iter().filter(known).count();
+        let granted = self
+            .lead
+            .followers
+            .iter()
+            .filter(|f| f.stage != Stage::Idle)
+            .count();
+        let everybody = self.settings.peers().len();
+        let enough = known + 1 >= self.quorum()
+            && (known == everybody || !self.zoo.has(Bug::PrepareWaitsForAll))
+            && (granted == everybody || !self.zoo.has(Bug::GrantsFromAll));
+        if enough {
+            self.choose(now_ns, each);
+        }
+        took || enough
+    }
+
+    /// Takes acknowledgements of this epoch that have not been taken.
+    pub(super) fn take_acks(&mut self, now_ns: u64) -> bool {
+        let mut took = false;
+        for slot in 0..self.lead.followers.len() {
+            let follower = &self.lead.followers[slot];
+            if follower.stage != Stage::Idle
+                || self.board.mail(follower.id, row::ACK) != self.lead.epoch().0
+            {
+                continue;
+            }
+            let Some(ack) = Ack::from_words(self.board.record(follower.id, row::ACK)) else {
+                continue;
+            };
+            let connected = self
+                .shared
+                .peer(follower.id)
+                .log_generation
+                .load(Ordering::Acquire);
+            let fresh = ack.granted
+                && u64::from(ack.generation) == connected
+                && follower.taken != Some(ack);
+            if fresh && ack.epoch == self.lead.epoch() {
+                took = true;
+                self.prepare(slot, ack, now_ns);
+            }
+        }
+        took
+    }
+
+    /// Reads the granter's header and writes minProposal, in this order; a candidate also reads its log.
+    fn prepare(&mut self, slot: usize, ack: Ack, now_ns: u64) {
+        let epoch = self.lead.epoch();
+        let applied = self.machine.applied();
+        let Self {
+            lead,
+            lane,
+            log,
+            counters,
+            shared,
+            zoo,
+            ..
+        } = self;
+        let follower = &mut lead.followers[slot];
+        let (id, target) = (
+            follower.id,
+            Target {
+                generation: ack.generation,
+                addr: ack.addr,
+                rkey: ack.rkey,
+            },
+        );
+        *follower = Follower {
+            stage: Stage::Preparing,
+            taken: Some(ack),
+            target,
+            voter: ack.voter,
+            matched: ack.applied,
+            applied_at: ack.applied_at,
+            told: 0,
+            outstanding: 0,
+            ..*follower
+        };
+        let candidate = lead.phase == Phase::Granting;
+        let posted = (|| -> Result<u32, PostError> {
+            lane.read_header(id, target)?;
+            lane.write_word(
+                id,
+                target,
+                (Op::MinProposal, 0),
+                (header::MIN_PROPOSAL, epoch.0),
+            )?;
+            if !candidate {
+                return Ok(2);
+            }
+            lane.scan(
+                log,
+                id,
+                target,
+                applied.at..applied.at + lane.scan_bytes().min(log.ring()),
+            )?;
+            Ok(3)
+        })();
+        for _ in 0..*posted.as_ref().unwrap_or(&0) {
+            follower.posted(now_ns);
+        }
+        note(follower, posted.map(drop), counters, shared, *zoo);
+        if candidate && follower.stage == Stage::Preparing && zoo.has(Bug::SkipPrepare) {
+            follower.stage = Stage::Scanned(Point::default());
+        }
+    }
+
+    /// A granter's header is here.
+    pub(super) fn header_read(
+        &mut self,
+        id: ReplicaId,
+        now_ns: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) -> ControlFlow<()> {
+        let words = self.lane.header(id);
+        if Epoch(words[header::MIN_PROPOSAL]) > self.lead.epoch() {
+            self.resign(each);
+            return ControlFlow::Break(());
+        }
+        let leading = self.lead.phase == Phase::Leading;
+        let applied = self.machine.applied();
+        if let Some(follower) = self.lead.follower(id)
+            && follower.stage == Stage::Preparing
+        {
+            follower.told = words[header::COMMIT];
+            if leading {
+                self.confirm(id, now_ns);
+            } else {
+                follower.stage = Stage::Scanning(applied);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// A stretch of a granter's log is here: follows its entries, and reads on if they go on.
+    pub(super) fn scanned(&mut self, id: ReplicaId, now_ns: u64) {
+        let (scan, max_entry, zoo) = (
+            self.lane.scan_bytes().min(self.log.ring()),
+            self.max_entry,
+            self.zoo,
+        );
+        let Some(Follower {
+            stage: Stage::Scanning(start),
+            target,
+            ..
+        }) = self.lead.follower(id).copied()
+        else {
+            return;
+        };
+        let mut point = start;
+        let window = self.lane.window(id, start.at, scan as usize);
+        let goes_on = loop {
+            if !window.covers(point.at) {
+                // An entry that no scan can hold is none.
+                break point.at > start.at;
+            }
+            match find(&window, point, max_entry, &mut self.payload, zoo) {
+                Found::Entry(header) => point = point.after(&header),
+                Found::Nothing | Found::Damaged => break false,
+            }
+        };
+        let Self {
+            lead,
+            lane,
+            log,
+            counters,
+            shared,
+            ..
+        } = self;
+        let Some(follower) = lead.follower(id) else {
+            return;
+        };
+        if !goes_on {
+            follower.stage = Stage::Scanned(point);
+            return;
+        }
+        follower.stage = Stage::Scanning(point);
+        let posted = lane.scan(log, id, target, point.at..point.at + scan);
+        if posted.is_ok() {
+            follower.posted(now_ns);
+        }
+        note(follower, posted, counters, shared, zoo);
+    }
+
+    /// The logs of a majority are known: takes the best.
+    fn choose(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+        let own = self.own_end();
+        let mut best = (own, None);
+        let voters = self.lead.followers.iter().filter(|f| f.voter);
+        for (follower, end) in voters.filter_map(|f| match f.stage {
+            Stage::Scanned(end) => Some((f, end)),
+            _ => None,
+        }) {
+            // Everything that it applied or was told of lies in its log, unless it has been recycled: then this
+            // replica lacks decided entries that the log cannot give it.
+            let holds = follower.told.max(follower.matched);
+            if end.index < holds && !self.zoo.has(Bug::IgnoreLapped) {
+                self.resign(each);
+                self.start_anew(each);
+                return;
+            }
+            let better = match (
+                self.zoo.has(Bug::AdoptFirst),
+                self.zoo.has(Bug::AdoptLongest),
+            ) {
+                (true, _) => best.1.is_none(),
+                (_, true) => end.index > best.0.index,
+                _ => (end.epoch, end.index) > (best.0.epoch, best.0.index),
+            };
+            if better {
+                best = (end, Some(follower.id));
+            }
+        }
+        match best {
+            (end, Some(from)) if end != own => {
+                self.lead.phase = Phase::Adopting {
+                    from,
+                    end,
+                    asked: self.machine.applied().at,
+                };
+                if self.read_on(now_ns).is_break() {
+                    self.resign(each);
+                }
+            }
+            _ => self.lead_from(own, now_ns, each),
+        }
+    }
+
+    /// The end of the own log: everything valid after the last applied entry.
+    fn own_end(&mut self) -> Point {
+        let mut point = self.machine.applied();
+        while let Found::Entry(header) = find(
+            &self.log,
+            point,
+            self.max_entry,
+            &mut self.payload,
+            self.zoo,
+        ) {
+            point = point.after(&header);
+        }
+        point
+    }
+
+    /// Asks for the next stretch of the log that is being adopted. Breaks if that cannot be.
+    fn read_on(&mut self, now_ns: u64) -> ControlFlow<()> {
+        let Phase::Adopting { from, end, asked } = self.lead.phase else {
+            return ControlFlow::Break(());
+        };
+        let until = end.at.min(asked + MAX_TRANSFER as u64);
+        let Self {
+            lead, lane, log, ..
+        } = self;
+        lead.phase = Phase::Adopting {
+            from,
+            end,
+            asked: until,
+        };
+        let Some(follower) = lead.follower(from) else {
+            return ControlFlow::Break(());
+        };
+        if lane
+            .adopt(log, from, follower.target, asked..until)
+            .is_err()
+        {
+            return ControlFlow::Break(());
+        }
+        follower.posted(now_ns);
+        ControlFlow::Continue(())
+    }
+
+    /// A stretch of the adopted log is in the own ring.
+    pub(super) fn adopted(
+        &mut self,
+        now_ns: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) -> ControlFlow<()> {
+        let Phase::Adopting { end, asked, .. } = self.lead.phase else {
+            return ControlFlow::Continue(());
+        };
+        let proceeds = if asked < end.at {
+            self.read_on(now_ns)
+        } else if self.own_end().index >= end.index {
+            self.lead_from(end, now_ns, each);
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        };
+        if proceeds.is_break() {
+            self.resign(each);
+        }
+        proceeds
+    }
+
+    /// The own log is chosen up to `end`: brings the prepared followers up to date and leads.
+    fn lead_from(&mut self, end: Point, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+        self.lead.end = end;
+        self.lead.first = end.index + 1;
+        self.lead.phase = Phase::Leading;
+        let known = self
+            .lead
+            .followers
+            .iter()
+            .map(|f| f.told.max(f.matched))
+            .max()
+            .unwrap_or(0);
+        self.commit = self.commit.max(known.min(end.index));
+        self.counters.led += 1;
+        for slot in 0..self.lead.followers.len() {
+            let Follower { id, stage, .. } = self.lead.followers[slot];
+            match stage {
+                // The log of one that is still being read does not matter any more.
+                Stage::Scanned(_) | Stage::Scanning(_) => self.confirm(id, now_ns),
+                Stage::Idle | Stage::Preparing | Stage::Confirmed => {}
+            }
+        }
+        self.lead.encoder.clear();
+        self.append(Kind::Empty, now_ns);
+        self.take_role(Role::Leader, self.lead.epoch(), each);
+    }
+
+    /// Brings a prepared follower up to date, from what it has applied, and counts it from now on.
+    fn confirm(&mut self, id: ReplicaId, now_ns: u64) {
+        let (commit, end) = (self.commit, self.lead.end);
+        let Some(follower) = self.lead.follower(id).copied() else {
+            return;
+        };
+        let from = follower.applied_at;
+        let kept = end
+            .at
+            .saturating_sub(self.log.ring())
+            .max(self.lead.valid_from);
+        let whole = from >= kept
+            && from <= end.at
+            && (from >= self.lead.start_at || self.is_whole(follower));
+        if !whole && from <= end.at {
+            // Too far behind for this log: it has to start anew, and sees that by the horizon.
+            self.lead.valid_from = self.lead.valid_from.max(self.lead.start_at);
+        }
+        let skip = self.zoo.has(Bug::SkipFollowerUpdate);
+        let Some(follower) = self.lead.follower(id) else {
+            return;
+        };
+        if !whole {
+            follower.stage = Stage::Idle;
+            return;
+        }
+        (follower.stage, follower.sent) = (Stage::Confirmed, from);
+        if skip {
+            (follower.sent, follower.matched) = (end.at, end.index);
+        }
+        // A commit index above the own one cannot be: what is decided was adopted.
+        follower.told = follower.told.min(commit);
+        self.counters.confirmed += 1;
+        // The old entries go out by themselves, so that their completions do not speak for entries of this epoch.
+        let Self {
+            lead,
+            lane,
+            log,
+            counters,
+            shared,
+            zoo,
+            ..
+        } = self;
+        if let Some(follower) = lead.follower(id) {
+            let posted = follower.pump(lane, log, end, None, now_ns);
+            note(follower, posted, counters, shared, *zoo);
+        }
+    }
+
+    /// Whether the own ring still holds all entries from what the follower has applied to where this leadership began.
+    /// A leader before this one may have written beyond what it left.
+    fn is_whole(&self, follower: Follower) -> bool {
+        let mut point = Point {
+            index: follower.matched,
+            at: follower.applied_at,
+            epoch: Epoch::NONE,
+        };
+        while point.at < self.lead.start_at {
+            // The epoch of the entry before the first is not known here; the others are chained to it.
+            if point.epoch == Epoch::NONE {
+                point.epoch = Epoch(self.log.load(point.at + 16));
+            }
+            match look(&self.log, point, self.max_entry, self.zoo) {
+                Some(header) => point = point.after(&header),
+                None => return false,
+            }
+        }
+        point.at == self.lead.start_at
+    }
+}
+
+const _: () = assert!(HEADER_BYTES > 16, "the third word is the previous epoch");

@@ -1,0 +1,255 @@
+//! A follower: learns what is decided, and applies it. The leader applies through here as well.
+//!
+//! A follower learns the commit index from the header's word or from a later entry. Both come from whoever held the
+//! permission, after everything they cover, so an entry at or below the commit index stands in the own log and never
+//! changes again. It is copied once into private memory, checked there, and applied. The applied position is
+//! published after the copy (Release), since from then on the leader may write over it.
+
+use mu_verbs::Context;
+
+use super::{Event, Outcome, Replication, Stopped};
+use crate::check::mix;
+use crate::entry::{Header, Kind, admitted};
+use crate::ids::Epoch;
+use crate::layout::{Role, Standing, header, public};
+use crate::limits::MAX_REPLICAS;
+use crate::log::{Found, Point, find, look};
+use crate::machine::{Applied, StateMachine};
+use crate::zoo::{Bug, Zoo};
+
+/// Entries that one poll looks at or applies, so that a long backlog does not keep the engine from anything else.
+const PER_POLL: usize = 256;
+
+/// What a follower keeps.
+#[derive(Debug, Default)]
+pub(super) struct Follow {
+    /// How far entries have been looked at for the commit index they carry.
+    seen: Point,
+    /// Polls in a row in which nothing new was seen.
+    quiet: u32,
+    /// Since when a decided entry has not been readable.
+    damaged_ns: Option<u64>,
+    /// The incarnation of each replica whose admission was applied last.
+    pub(super) admitted: [u64; MAX_REPLICAS],
+    /// Which of the two digest words is next.
+    digest_slot: usize,
+}
+
+impl Follow {
+    /// Entries that were seen may have been replaced.
+    pub(super) fn restart(&mut self) {
+        self.seen = Point::default();
+    }
+}
+
+impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
+    /// One turn of a follower or learner.
+    #[inline]
+    pub(super) fn poll_follower(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
+        if !matches!(self.standing.role, Role::Follower | Role::Learner) {
+            return self.standing.role == Role::Recovering && self.poll_rejoin(now_ns, each);
+        }
+        let seen = self.learn_commit();
+        self.apply_decided(each) | seen
+    }
+
+    /// Learns what is decided.
+    #[inline]
+    fn learn_commit(&mut self) -> bool {
+        let applied = self.machine.applied();
+        let told = self.log.header(header::COMMIT);
+        self.commit = self.commit.max(told);
+        if self.follow.seen.index < applied.index {
+            self.follow.seen = applied;
+        }
+        let mut seen = self.follow.seen;
+        for _ in 0..PER_POLL {
+            let Some(header) = look(&self.log, seen, self.max_entry, self.zoo) else {
+                break;
+            };
+            // An entry never says that itself is decided.
+            let known = if self.zoo.has(Bug::CommitItself) {
+                header.index
+            } else {
+                header.index - 1
+            };
+            self.commit = self.commit.max(header.commit.min(known));
+            seen = seen.after(&header);
+        }
+        if self.zoo.has(Bug::ApplyUndecided) {
+            self.commit = self.commit.max(seen.index);
+        }
+        if seen != self.follow.seen {
+            (self.follow.seen, self.follow.quiet) = (seen, 0);
+            return true;
+        }
+        // A new leader may have replaced entries that were seen; look again from what is certain, now and then.
+        self.follow.quiet += 1;
+        if self.follow.quiet.is_multiple_of(64) {
+            self.follow.seen = applied;
+        }
+        false
+    }
+
+    /// Applies what is decided and not applied, and says how far it came.
+    #[inline]
+    pub(super) fn apply_decided(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
+        let before = self.machine.applied();
+        if before.index >= self.commit {
+            return false;
+        }
+        for _ in 0..PER_POLL {
+            if self.machine.applied().index >= self.commit || !self.apply_next(each) {
+                break;
+            }
+        }
+        let applied = self.machine.applied();
+        if applied.index == before.index {
+            return false;
+        }
+        self.counters.applied += applied.index - before.index;
+        self.board.set_public(public::APPLIED_AT, applied.at);
+        self.board.set_public(public::APPLIED, applied.index);
+        self.board.set_public(public::COMMIT, self.commit);
+        self.follow.damaged_ns = None;
+        true
+    }
+
+    /// Applies the next entry; says whether it could.
+    #[inline]
+    fn apply_next(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
+        let point = self.machine.applied();
+        let header = match find(
+            &self.log,
+            point,
+            self.max_entry,
+            &mut self.payload,
+            self.zoo,
+        ) {
+            Found::Entry(header) => header,
+            Found::Nothing | Found::Damaged => return false,
+        };
+        // Commands of this leadership have tickets, in this order.
+        let mine = self.lead.is_on()
+            && header.epoch == self.lead.epoch()
+            && header.index >= self.lead.first;
+        let Self {
+            machine,
+            lead,
+            payload,
+            zoo,
+            ..
+        } = self;
+        let index = header.index;
+        let applied = machine.apply(&header, payload, *zoo, |_, applied| {
+            if !mine || lead.pending() == 0 {
+                return;
+            }
+            let outcome = match applied {
+                Applied::Reply(reply) => Outcome::Decided { index, reply },
+                Applied::ReplyGone => Outcome::DecidedReplyGone { index },
+                Applied::Old => Outcome::Superseded { index },
+            };
+            each(Event::Command {
+                ticket: lead.answer(),
+                outcome,
+            });
+        });
+        if applied.is_err() {
+            self.halt(Stopped::BadPayload, each);
+            return false;
+        }
+        if header.kind == Kind::Admit {
+            self.admit(each);
+        }
+        if header.index.is_multiple_of(self.settings.digest_interval) {
+            self.publish_digest(&header);
+        }
+        true
+    }
+
+    /// An admission was applied; `payload` has it.
+    #[inline(never)]
+    fn admit(&mut self, each: &mut impl FnMut(Event<'_>)) {
+        let Some((id, incarnation)) = admitted(&self.payload) else {
+            return;
+        };
+        self.follow.admitted[id.index()] = incarnation;
+        self.counters.admitted += 1;
+        if id == self.settings.id
+            && incarnation == self.incarnation
+            && self.standing.role == Role::Learner
+        {
+            self.standing.voter = true;
+            self.take_role(Role::Follower, Epoch::NONE, each);
+        }
+    }
+
+    /// Publishes the digest after an entry, for the others to compare.
+    #[inline(never)]
+    fn publish_digest(&mut self, header: &Header) {
+        let word = public::DIGEST + 2 * self.follow.digest_slot;
+        self.follow.digest_slot ^= 1;
+        // The index goes first: a digest that does not fit it is no point.
+        self.board.set_public(word, header.index);
+        self.board
+            .set_public(word + 1, self.machine.digest() ^ mix([header.index]));
+    }
+
+    /// What a follower need not do at every poll: notices that it has been left behind, or that an entry is damaged.
+    #[inline(never)]
+    pub(super) fn follow_chores(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
+        self.drop_completions();
+        let applied = self.machine.applied();
+        self.board.set_public(public::COMMIT, self.commit);
+        if applied.index < self.commit {
+            let since = *self.follow.damaged_ns.get_or_insert(now_ns);
+            if now_ns.saturating_sub(since) > self.settings.completion_timeout_ns {
+                self.counters.damaged += 1;
+                self.start_anew(each);
+                return true;
+            }
+        } else {
+            self.follow.damaged_ns = None;
+        }
+        if self.is_left_behind(applied) {
+            self.start_anew(each);
+            return true;
+        }
+        false
+    }
+
+    /// Whether the leader no longer has what comes next here.
+    fn is_left_behind(&self, applied: Point) -> bool {
+        let Some(leader) = self.leader() else {
+            return false;
+        };
+        let peer = self.shared.peer(leader);
+        peer.standing().role == Role::Leader
+            && peer.public(public::HORIZON) > applied.at
+            && look(&self.log, applied, self.max_entry, self.zoo).is_none()
+    }
+
+    /// Completions of a leadership that is over.
+    pub(super) fn drop_completions(&mut self) {
+        let mut done = [None; 16];
+        while self.lane.poll(&mut done) != 0 {}
+    }
+
+    /// Gives the vote up and starts over as a new incarnation, by snapshot.
+    pub(super) fn start_anew(&mut self, each: &mut impl FnMut(Event<'_>)) {
+        self.counters.rejoins += 1;
+        // The vote goes first: whoever reads the new incarnation never reads the old vote with it.
+        self.stand(
+            Standing {
+                role: Role::Recovering,
+                voter: false,
+            },
+            Epoch::NONE,
+        );
+        self.incarnation = mix([self.incarnation, self.counters.rejoins]).max(1);
+        self.board.set_public(public::INCARNATION, self.incarnation);
+        self.take_role(Role::Recovering, Epoch::NONE, each);
+        self.rejoin.restart();
+    }
+}

@@ -1,0 +1,409 @@
+//! The requests of the replication engine on the log links: what is posted, and what its completion says.
+//!
+//! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
+//! connection is told by that and dropped. Bytes go out from the registered log or inline; what is read from a peer goes
+//! into a scratch area of that peer's, or straight into the own ring, at the same positions.
+
+use std::ops::Range;
+
+use mu_verbs::{
+    Access, Completion, CompletionQueue, Context, Error, Memory, MemoryRegion, Payload, PostError,
+    QueuePair, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
+};
+
+use crate::ids::ReplicaId;
+use crate::layout::header;
+use crate::limits::{LOG_HEADER_BYTES, MAX_INLINE_ENTRY, MAX_REPLICAS, MAX_TRANSFER};
+use crate::log::{Log, Window};
+
+/// One value a peer.
+pub type PerPeer<T> = [Option<T>; MAX_REPLICAS];
+
+/// What a request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Op {
+    /// A piece that another one follows.
+    Part = 0,
+    /// Entries up to an index.
+    Entries = 1,
+    /// The commit word; the value is the round of a proof, 0 if none.
+    Commit = 2,
+    /// The header was read.
+    Header = 3,
+    /// minProposal was written.
+    MinProposal = 4,
+    /// A stretch of the log was read into the scratch area.
+    Scan = 5,
+    /// A stretch of the log was read into the own ring.
+    Adopt = 6,
+}
+
+const VALUE_BITS: u32 = 40;
+
+/// A request's number, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub(super) peer: ReplicaId,
+    pub(super) op: Op,
+    /// The low 16 bits of the connection's generation.
+    pub(super) generation: u16,
+    /// The low 40 bits of an index or a round.
+    pub(super) value: u64,
+}
+
+impl Tag {
+    fn to_id(self) -> u64 {
+        (self.peer.get() as u64) << 60
+            | (self.op as u64) << 56
+            | u64::from(self.generation) << VALUE_BITS
+            | self.value & ((1 << VALUE_BITS) - 1)
+    }
+
+    fn from_id(id: u64) -> Option<Self> {
+        const OPS: [Op; 7] = [
+            Op::Part,
+            Op::Entries,
+            Op::Commit,
+            Op::Header,
+            Op::MinProposal,
+            Op::Scan,
+            Op::Adopt,
+        ];
+        Some(Self {
+            peer: ReplicaId::new((id >> 60) as u8)?,
+            op: *OPS.get((id >> 56 & 15) as usize)?,
+            generation: (id >> VALUE_BITS) as u16,
+            value: id & ((1 << VALUE_BITS) - 1),
+        })
+    }
+
+    /// The whole number whose low bits are the value, given one that is not far away.
+    pub(super) fn widened(self, near: u64) -> u64 {
+        let mask = (1 << VALUE_BITS) - 1;
+        let ahead = self.value.wrapping_sub(near) & mask;
+        near.wrapping_add(ahead)
+    }
+}
+
+/// A completion, told apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) tag: Tag,
+    pub(super) ok: bool,
+}
+
+/// Where a follower's log is, and by which connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Target {
+    pub(super) generation: u32,
+    pub(super) addr: u64,
+    pub(super) rkey: u32,
+}
+
+impl Target {
+    fn remote(self, offset: usize) -> RemoteAddr {
+        RemoteAddr {
+            addr: self.addr + offset as u64,
+            rkey: self.rkey,
+        }
+    }
+}
+
+/// The log links of this replica.
+pub(super) struct Lane<C: Context> {
+    qps: PerPeer<C::Qp>,
+    cq: C::Cq,
+    /// The whole log, for sending from and reading into.
+    log_mr: C::Mr,
+    /// Scratch: a slot a peer, header words first.
+    scan_mr: C::Mr,
+    slot_bytes: usize,
+    inline_max: usize,
+}
+
+/// Where in a slot the stretch of the log begins.
+const SLOT_LOG: usize = 64;
+
+impl<C: Context> Lane<C> {
+    pub(super) fn new(
+        ctx: &C,
+        pd: &C::Pd,
+        log: &Memory,
+        qps: PerPeer<C::Qp>,
+        cq: C::Cq,
+        max_entry: usize,
+    ) -> Result<Self, Error> {
+        let slot_bytes = SLOT_LOG + max_entry.max(16 << 10).next_multiple_of(64);
+        let scan =
+            ctx.alloc_memory(slot_bytes * MAX_REPLICAS.min(qps.iter().flatten().count() + 1))?;
+        let inline = qps
+            .iter()
+            .flatten()
+            .map(|qp| qp.cap().max_inline_data as usize)
+            .min();
+        Ok(Self {
+            log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
+            scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
+            qps,
+            cq,
+            slot_bytes,
+            inline_max: inline.unwrap_or(0).min(MAX_INLINE_ENTRY),
+        })
+    }
+
+    /// Bytes of log that one scan reads: at least the largest entry.
+    pub(super) fn scan_bytes(&self) -> u64 {
+        (self.slot_bytes - SLOT_LOG) as u64
+    }
+
+    /// Whether `bytes` can go out inline.
+    #[inline]
+    pub(super) fn takes_inline(&self, bytes: usize) -> bool {
+        bytes <= self.inline_max
+    }
+
+    /// The slot of a peer: peers are numbered in the order of their queue pairs.
+    fn slot(&self, peer: ReplicaId) -> usize {
+        self.qps[..peer.index()].iter().flatten().count() * self.slot_bytes
+    }
+
+    /// The header of `peer` that was read last.
+    pub(super) fn header(&self, peer: ReplicaId) -> [u64; header::READ_WORDS] {
+        let first = self.slot(peer) / WORD;
+        std::array::from_fn(|i| self.scan_mr.memory().load(first + i))
+    }
+
+    /// The stretch of `peer`'s log that was read last, from position `from`.
+    pub(super) fn window(&self, peer: ReplicaId, from: u64, len: usize) -> Window<'_> {
+        Window {
+            memory: self.scan_mr.memory(),
+            offset: self.slot(peer) + SLOT_LOG,
+            from,
+            len,
+        }
+    }
+
+    fn post(
+        qp: Option<&mut C::Qp>,
+        tag: Tag,
+        op: SendOp<'_, C::Mr, C::Mw>,
+        signalled: bool,
+    ) -> Result<(), PostError> {
+        let qp = qp.expect("a queue pair for every peer");
+        let flags = if signalled {
+            SendFlags::SIGNALED
+        } else {
+            SendFlags::NONE
+        };
+        qp.post_send(&SendWr {
+            wr_id: tag.to_id(),
+            op,
+            flags,
+        })
+    }
+
+    fn tag(peer: ReplicaId, to: Target, op: Op, value: u64) -> Tag {
+        Tag {
+            peer,
+            op,
+            generation: to.generation as u16,
+            value,
+        }
+    }
+
+    /// Writes one word of the header.
+    pub(super) fn write_word(
+        &mut self,
+        peer: ReplicaId,
+        to: Target,
+        (op, value): (Op, u64),
+        (word, content): (usize, u64),
+    ) -> Result<(), PostError> {
+        let tag = Self::tag(peer, to, op, value);
+        let payload = Payload::Inline(&content.to_le_bytes());
+        let op = SendOp::Write {
+            payload,
+            remote: to.remote(word * WORD),
+            imm: None,
+        };
+        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+    }
+
+    /// Reads the header into the peer's slot.
+    pub(super) fn read_header(&mut self, peer: ReplicaId, to: Target) -> Result<(), PostError> {
+        let tag = Self::tag(peer, to, Op::Header, 0);
+        let local = [Sge::new(
+            &self.scan_mr,
+            self.slot(peer),
+            header::READ_WORDS * WORD,
+        )];
+        let op = SendOp::Read {
+            local: &local,
+            remote: to.remote(0),
+        };
+        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+    }
+
+    /// Reads a stretch of the peer's log into its slot.
+    pub(super) fn scan(
+        &mut self,
+        log: &Log,
+        peer: ReplicaId,
+        to: Target,
+        at: Range<u64>,
+    ) -> Result<(), PostError> {
+        let base = self.slot(peer) + SLOT_LOG;
+        for (from, offset, len) in log.pieces(at.clone()) {
+            let last = from + len as u64 == at.end;
+            let tag = Self::tag(peer, to, if last { Op::Scan } else { Op::Part }, 0);
+            let local = [Sge::new(
+                &self.scan_mr,
+                base + (from - at.start) as usize,
+                len,
+            )];
+            let op = SendOp::Read {
+                local: &local,
+                remote: to.remote(offset),
+            };
+            Self::post(self.qps[peer.index()].as_mut(), tag, op, last)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a stretch of the peer's log into the own ring, at the same positions.
+    pub(super) fn adopt(
+        &mut self,
+        log: &Log,
+        peer: ReplicaId,
+        to: Target,
+        at: Range<u64>,
+    ) -> Result<(), PostError> {
+        for (from, offset, len) in log.pieces(at.clone()) {
+            let last = from + len as u64 == at.end;
+            let tag = Self::tag(peer, to, if last { Op::Adopt } else { Op::Part }, 0);
+            let local = [Sge::new(&self.log_mr, offset, len)];
+            let op = SendOp::Read {
+                local: &local,
+                remote: to.remote(offset),
+            };
+            Self::post(self.qps[peer.index()].as_mut(), tag, op, last)?;
+        }
+        Ok(())
+    }
+
+    /// Writes one whole entry from private memory. It must take it inline and not straddle the ring's end.
+    #[inline]
+    pub(super) fn write_inline(
+        &mut self,
+        log: &Log,
+        peer: ReplicaId,
+        to: Target,
+        (at, index): (u64, u64),
+        bytes: &[u8],
+    ) -> Result<(), PostError> {
+        let tag = Self::tag(peer, to, Op::Entries, index);
+        let remote = to.remote(log.offset(at));
+        let op = SendOp::Write {
+            payload: Payload::Inline(bytes),
+            remote,
+            imm: None,
+        };
+        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+    }
+
+    /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
+    /// last piece says `index`.
+    #[inline]
+    pub(super) fn write_log(
+        &mut self,
+        log: &Log,
+        peer: ReplicaId,
+        to: Target,
+        at: Range<u64>,
+        index: u64,
+    ) -> Result<u64, PostError> {
+        let until = at.end.min(at.start + MAX_TRANSFER as u64);
+        let Some((from, offset, len)) = log.pieces(at.start..until).next() else {
+            return Ok(at.end);
+        };
+        let end = from + len as u64;
+        let op = if end == at.end { Op::Entries } else { Op::Part };
+        let tag = Self::tag(peer, to, op, index);
+        let local = [Sge::new(&self.log_mr, offset, len)];
+        let write = SendOp::Write {
+            payload: Payload::Regions(&local),
+            remote: to.remote(offset),
+            imm: None,
+        };
+        Self::post(self.qps[peer.index()].as_mut(), tag, write, true)?;
+        Ok(end)
+    }
+
+    /// The next completions, and how many. What no request of this engine made is left out.
+    #[inline]
+    pub(super) fn poll(&mut self, done: &mut [Option<Done>; 16]) -> usize {
+        let mut polled = [Completion::EMPTY; 16];
+        let n = self.cq.poll(&mut polled);
+        for (out, completion) in done.iter_mut().zip(&polled[..n]) {
+            *out = Tag::from_id(completion.wr_id).map(|tag| Done {
+                tag,
+                ok: completion.status == WcStatus::SUCCESS,
+            });
+        }
+        n
+    }
+}
+
+const _: () =
+    assert!(LOG_HEADER_BYTES >= header::READ_WORDS * WORD && SLOT_LOG >= header::READ_WORDS * WORD);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_requests_come_apart_as_they_were_put_together() {
+        let peer = ReplicaId::new(8).expect("an id");
+        for op in [
+            Op::Part,
+            Op::Entries,
+            Op::Commit,
+            Op::Header,
+            Op::MinProposal,
+            Op::Scan,
+            Op::Adopt,
+        ] {
+            let tag = Tag {
+                peer,
+                op,
+                generation: 0xabcd,
+                value: (1 << VALUE_BITS) - 2,
+            };
+            assert_eq!(Tag::from_id(tag.to_id()), Some(tag));
+        }
+        assert_eq!(Tag::from_id(u64::MAX), None);
+    }
+
+    #[test]
+    fn an_index_is_widened_from_one_nearby() {
+        let peer = ReplicaId::new(0).expect("an id");
+        for index in [5, 1 << 39, (1 << 40) + 3, (7 << 40) - 1, u64::MAX >> 1] {
+            let id = Tag {
+                peer,
+                op: Op::Entries,
+                generation: 0,
+                value: index,
+            }
+            .to_id();
+            let tag = Tag::from_id(id).expect("a tag");
+            for back in [0, 1, 1000, 1 << 39] {
+                assert_eq!(
+                    tag.widened(index.saturating_sub(back)),
+                    index,
+                    "{index} from {back} before"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Coming back: a replica without state pulls a snapshot and the log behind it from a live voter, by one-sided reads.
+//! `docs/protocol.md`, section 7.
+//!
+//! Nobody may write this log meanwhile: the background engine takes every right to it away while the role is
+//! recovering, and this engine begins only when it says so. What is read is checked as a whole (snapshot) or entry by
+//! entry (log) before it is used; whatever does not fit starts the matter over, with another donor if there is one.
+
+use std::ops::Range;
+
+use mu_verbs::sync::Ordering;
+use mu_verbs::{
+    Access, Completion, CompletionQueue, Context, Error, MemoryRegion, QueuePair, RemoteAddr,
+    SendFlags, SendOp, SendWr, Sge, WcStatus,
+};
+
+use super::lane::PerPeer;
+use super::{Event, Replication};
+use crate::ids::{Epoch, Members, ReplicaId};
+use crate::layout::{Role, SnapshotAnswer, public, row};
+use crate::log::{Found, Log, Point, find};
+use crate::machine::StateMachine;
+use crate::shared::Peer;
+use crate::zoo::Zoo;
+
+/// Bytes of one read.
+const CHUNK: usize = 256 << 10;
+/// The log is pulled until the donor is at most so many bytes ahead; the leader brings the rest.
+const CLOSE: u64 = 64 << 10;
+
+/// How far the matter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// No donor yet, or the old holder of the permission may still write.
+    Begin,
+    /// A snapshot was asked for.
+    Asked { donor: ReplicaId, request: u64 },
+    /// The snapshot is being read.
+    Reading {
+        donor: ReplicaId,
+        answer: SnapshotAnswer,
+    },
+    /// State is restored; the donor's log is being read behind it, to this position.
+    Log {
+        donor: ReplicaId,
+        from: u64,
+        to: u64,
+    },
+}
+
+/// What the matter needs.
+pub(super) struct Rejoin<C: Context> {
+    qps: PerPeer<C::Qp>,
+    cq: C::Cq,
+    /// The own log, to be read into.
+    log_mr: C::Mr,
+    scratch: C::Mr,
+    step: Step,
+    since_ns: u64,
+    requests: u64,
+    /// Requests in flight that have not completed.
+    outstanding: u32,
+    failed: bool,
+    bytes: Vec<u8>,
+    /// Donors that did not help, until all have been tried.
+    tried: Members,
+    /// Bytes pulled.
+    pub(super) pulled: u64,
+}
+
+impl<C: Context> Rejoin<C> {
+    pub(super) fn new(
+        ctx: &C,
+        pd: &C::Pd,
+        log: &Log,
+        qps: PerPeer<C::Qp>,
+        cq: C::Cq,
+    ) -> Result<Self, Error> {
+        let scratch = ctx.alloc_memory(CHUNK)?;
+        Ok(Self {
+            log_mr: ctx.reg_mr(pd, log.memory(), 0..log.memory().len(), Access::LOCAL_WRITE)?,
+            scratch: ctx.reg_mr(pd, &scratch, 0..scratch.len(), Access::LOCAL_WRITE)?,
+            qps,
+            cq,
+            step: Step::Begin,
+            since_ns: 0,
+            requests: 0,
+            outstanding: 0,
+            failed: false,
+            bytes: Vec::new(),
+            tried: Members::NONE,
+            pulled: 0,
+        })
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.step = Step::Begin;
+        self.bytes = Vec::new();
+    }
+
+    fn go(&mut self, step: Step, now_ns: u64) {
+        (self.step, self.since_ns, self.failed) = (step, now_ns, false);
+    }
+
+    /// Reads `len` bytes at `remote` into a registration. The number of the request tells rounds apart.
+    fn read(
+        &mut self,
+        donor: ReplicaId,
+        remote: RemoteAddr,
+        into: Into,
+        offset: usize,
+        len: usize,
+    ) {
+        let mr = match into {
+            Into::Log => &self.log_mr,
+            Into::Scratch => &self.scratch,
+        };
+        let local = [Sge::new(mr, offset, len)];
+        let op = SendOp::Read {
+            local: &local,
+            remote,
+        };
+        let wr = SendWr {
+            wr_id: self.requests,
+            op,
+            flags: SendFlags::SIGNALED,
+        };
+        match self.qps[donor.index()].as_mut().map(|qp| qp.post_send(&wr)) {
+            Some(Ok(())) => self.outstanding += 1,
+            _ => self.failed = true,
+        }
+    }
+
+    /// Takes completions in; true when all requests of this round are done.
+    fn settled(&mut self) -> bool {
+        let mut polled = [Completion::EMPTY; 16];
+        let n = self.cq.poll(&mut polled);
+        for completion in polled[..n].iter().filter(|c| c.wr_id == self.requests) {
+            self.outstanding = self.outstanding.saturating_sub(1);
+            self.failed |= completion.status != WcStatus::SUCCESS;
+        }
+        self.outstanding == 0
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Into {
+    Log,
+    Scratch,
+}
+
+impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
+    /// One turn of a replica that comes back.
+    pub(super) fn poll_rejoin(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
+        match self.rejoin.step {
+            Step::Begin | Step::Asked { .. } => false,
+            Step::Reading { donor, answer } => self.read_snapshot(donor, answer, now_ns),
+            Step::Log { donor, from, to } => self.read_log(donor, from, to, now_ns, each),
+        }
+    }
+
+    /// What need not be looked at at every poll.
+    pub(super) fn rejoin_chores(&mut self, now_ns: u64, _: &mut impl FnMut(Event<'_>)) -> bool {
+        self.drop_completions();
+        let timeout_ns = 40 * self.settings.completion_timeout_ns;
+        let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
+        match self.rejoin.step {
+            Step::Begin => self.ask(now_ns),
+            Step::Asked { donor, .. } if late || !self.shared.peer(donor).is_alive() => {
+                self.give_up(donor, now_ns)
+            }
+            Step::Reading { donor, .. } | Step::Log { donor, .. } if late => {
+                self.fault(donor);
+                self.give_up(donor, now_ns);
+            }
+            Step::Asked { donor, request } => self.take_answer(donor, request, now_ns),
+            Step::Reading { .. } | Step::Log { .. } => {}
+        }
+        true
+    }
+
+    /// Asks the best donor for a snapshot, once nobody may write this log.
+    fn ask(&mut self, now_ns: u64) {
+        if self.shared.holder().is_some() {
+            return;
+        }
+        let able = |id: &ReplicaId| {
+            let peer = self.shared.peer(*id);
+            let standing = peer.standing();
+            let has_state = matches!(
+                standing.role,
+                Role::Follower | Role::Candidate | Role::Leader
+            );
+            peer.is_alive() && standing.voter && has_state && connected(peer) != 0
+        };
+        // A follower rather than the leader, whose latency matters.
+        let cost = |id: &ReplicaId| self.shared.peer(*id).standing().role == Role::Leader;
+        let donors: Members = self.settings.peers().iter().filter(able).collect();
+        let fresh = donors
+            .iter()
+            .filter(|id| !self.rejoin.tried.contains(*id))
+            .min_by_key(cost);
+        let Some(donor) = fresh else {
+            self.rejoin.tried = Members::NONE;
+            return;
+        };
+        self.rejoin.requests += 1;
+        // Unlike the requests of other lives of this replica, which the donor may remember.
+        let request = crate::check::mix([self.incarnation, self.rejoin.requests]).max(1);
+        self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
+        self.changed(donor);
+        self.rejoin.go(Step::Asked { donor, request }, now_ns);
+    }
+
+    /// The donor's answer, if it is there: begins to read, or asks another one.
+    fn take_answer(&mut self, donor: ReplicaId, request: u64, now_ns: u64) {
+        let answer = SnapshotAnswer::from_words(self.board.record(donor, row::SNAPSHOT_ANSWER));
+        let Some(answer) = answer.filter(|answer| answer.request == request) else {
+            return;
+        };
+        if answer.len == 0 || answer.len > self.settings.max_snapshot_bytes as u64 {
+            self.give_up(donor, now_ns);
+            return;
+        }
+        self.rejoin.bytes = Vec::with_capacity(answer.len as usize);
+        self.rejoin.go(Step::Reading { donor, answer }, now_ns);
+        self.read_piece(donor, answer);
+    }
+
+    /// Asks for the next piece of the snapshot.
+    fn read_piece(&mut self, donor: ReplicaId, answer: SnapshotAnswer) {
+        let at = self.rejoin.bytes.len();
+        let len = (answer.len as usize - at).min(CHUNK);
+        self.rejoin.requests += 1;
+        let remote = RemoteAddr {
+            addr: answer.addr + at as u64,
+            rkey: answer.rkey,
+        };
+        self.rejoin.read(donor, remote, Into::Scratch, 0, len);
+    }
+
+    fn read_snapshot(&mut self, donor: ReplicaId, answer: SnapshotAnswer, now_ns: u64) -> bool {
+        if !self.rejoin.settled() && !self.rejoin.failed {
+            return false;
+        }
+        if self.rejoin.failed {
+            self.fault(donor);
+            self.give_up(donor, now_ns);
+            return true;
+        }
+        let at = self.rejoin.bytes.len();
+        let len = (answer.len as usize - at).min(CHUNK);
+        self.rejoin.bytes.resize(at + len, 0);
+        self.rejoin
+            .scratch
+            .memory()
+            .read_bytes(0, &mut self.rejoin.bytes[at..]);
+        self.rejoin.pulled += len as u64;
+        self.rejoin.since_ns = now_ns;
+        if self.rejoin.bytes.len() < answer.len as usize {
+            self.read_piece(donor, answer);
+            return true;
+        }
+        self.restore(donor, answer, now_ns);
+        true
+    }
+
+    /// The snapshot is complete: takes it, if it is what the donor said.
+    fn restore(&mut self, donor: ReplicaId, answer: SnapshotAnswer, now_ns: u64) {
+        let bytes = std::mem::take(&mut self.rejoin.bytes);
+        let point = Point {
+            index: answer.index,
+            at: answer.at,
+            epoch: answer.epoch,
+        };
+        let sound = crc32c::crc32c(&bytes) == answer.crc && self.machine.restore(&bytes).is_ok();
+        if !sound || self.machine.applied() != point {
+            self.counters.damaged += 1;
+            self.give_up(donor, now_ns);
+            return;
+        }
+        // What this replica knew before is void, its header and commit index too.
+        self.commit = point.index;
+        self.follow.restart();
+        self.log.set_header(crate::layout::header::COMMIT, 0);
+        self.board.set_public(public::APPLIED_AT, point.at);
+        self.board.set_public(public::APPLIED, point.index);
+        self.rejoin.go(
+            Step::Log {
+                donor,
+                from: point.at,
+                to: point.at,
+            },
+            now_ns,
+        );
+    }
+
+    /// Pulls the donor's log up to what it has applied, stretch by stretch, and applies it.
+    fn read_log(
+        &mut self,
+        donor: ReplicaId,
+        from: u64,
+        to: u64,
+        now_ns: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) -> bool {
+        if !self.rejoin.settled() && !self.rejoin.failed {
+            return false;
+        }
+        if self.rejoin.failed {
+            self.fault(donor);
+            self.give_up(donor, now_ns);
+            return true;
+        }
+        if to > from && !self.replay(to, each) {
+            self.give_up(donor, now_ns);
+            return true;
+        }
+        let applied = self.machine.applied();
+        let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
+        if ahead <= applied.at + CLOSE {
+            self.finish(each);
+            return true;
+        }
+        // Up to what the donor has applied, and so whole and decided; one stretch at a time.
+        let until = ahead.min(applied.at + (self.max_entry.max(CHUNK)) as u64);
+        self.rejoin.requests += 1;
+        self.pull(donor, applied.at..until);
+        self.rejoin.go(
+            Step::Log {
+                donor,
+                from: applied.at,
+                to: until,
+            },
+            now_ns,
+        );
+        true
+    }
+
+    /// Reads a stretch of the donor's log into the own ring, at the same positions.
+    fn pull(&mut self, donor: ReplicaId, at: Range<u64>) {
+        let peer = self.shared.peer(donor);
+        let addr = peer.pull_addr.load(Ordering::Acquire);
+        let rkey = peer.pull_rkey.load(Ordering::Acquire) as u32;
+        self.rejoin.pulled += at.end - at.start;
+        for (_, offset, len) in self.log.pieces(at) {
+            let remote = RemoteAddr {
+                addr: addr + offset as u64,
+                rkey,
+            };
+            self.rejoin.read(donor, remote, Into::Log, offset, len);
+        }
+    }
+
+    /// Applies the entries that lie wholly below `to`. False if the first of them is not there: it was recycled.
+    fn replay(&mut self, to: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
+        let before = self.machine.applied();
+        let mut point = before;
+        while point.at < to {
+            match find(
+                &self.log,
+                point,
+                self.max_entry,
+                &mut self.payload,
+                self.zoo,
+            ) {
+                Found::Entry(header) if point.after(&header).at <= to => {
+                    point = point.after(&header)
+                }
+                _ => break,
+            }
+        }
+        self.commit = self.commit.max(point.index);
+        while self.machine.applied().index < point.index && self.apply_decided(each) {}
+        self.machine.applied().index > before.index
+    }
+
+    /// There is state: from now on the leader may write here.
+    fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
+        self.rejoin.step = Step::Begin;
+        self.rejoin.tried = Members::NONE;
+        self.take_role(Role::Learner, Epoch::NONE, each);
+    }
+
+    /// This donor did not help.
+    fn give_up(&mut self, donor: ReplicaId, now_ns: u64) {
+        self.rejoin.tried = self.rejoin.tried.with(donor);
+        self.rejoin.bytes = Vec::new();
+        self.rejoin.outstanding = 0;
+        // Completions that still come belong to no round any more.
+        self.rejoin.requests += 1;
+        self.rejoin.go(Step::Begin, now_ns);
+    }
+
+    /// The pull link to this donor is broken.
+    fn fault(&self, donor: ReplicaId) {
+        let peer = self.shared.peer(donor);
+        peer.pull_fault.store(connected(peer), Ordering::Release);
+    }
+}
+
+/// The generation of the pull link, 0 if there is none.
+fn connected(peer: &Peer) -> u64 {
+    peer.pull_generation.load(Ordering::Acquire)
+}
