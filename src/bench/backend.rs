@@ -23,6 +23,16 @@ pub(crate) enum Name {
     Nic,
 }
 
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inproc => "inproc",
+            Self::Shm => "shm",
+            Self::Nic => "nic",
+        })
+    }
+}
+
 /// Where the far end lives.
 pub(crate) enum Far<C> {
     /// In a thread, with this context.
@@ -76,6 +86,51 @@ pub(crate) fn shm() -> Result<Pair<Soft>> {
 /// A context for this process. Both the measuring process and the far one call it.
 pub(crate) fn open_shm() -> Result<Soft> {
     Soft::shm(&Options::default()).configured("opening backend shm")
+}
+
+/// A pair for each of `followers`, all with the same near end.
+pub(crate) fn inproc_group(followers: usize) -> Result<Vec<Pair<Soft>>> {
+    let fabric = Fabric::new();
+    let open = || Soft::inproc(&fabric).configured("opening backend inproc");
+    let near = open()?;
+    (0..followers)
+        .map(|_| {
+            Ok(Pair {
+                near: near.clone(),
+                far: Far::Thread(open()?),
+            })
+        })
+        .collect()
+}
+
+/// The same, the followers in processes of their own.
+pub(crate) fn shm_group(followers: usize) -> Result<Vec<Pair<Soft>>> {
+    let near = open_shm()?;
+    Ok((0..followers)
+        .map(|_| Pair {
+            near: near.clone(),
+            far: Far::Process,
+        })
+        .collect())
+}
+
+/// The same on an RDMA device.
+pub(crate) fn nic_group(device: Option<&str>, followers: usize) -> Result<Vec<Pair<Nic>>> {
+    let first = nic(device, device)?;
+    let name = first.near.caps().device.clone();
+    let open = || {
+        Nic::open(&name, &NicOptions::default())
+            .configured(&format!("opening RDMA device '{name}'"))
+    };
+    let near = first.near;
+    (0..followers)
+        .map(|_| {
+            Ok(Pair {
+                near: near.clone(),
+                far: Far::Thread(open()?),
+            })
+        })
+        .collect()
 }
 
 /// Opens `device`, or the first usable one, and `peer`, or the same device again.

@@ -6,15 +6,19 @@
 
 pub(crate) mod backend;
 pub(crate) mod end;
+pub(crate) mod group;
 pub(crate) mod host;
 pub(crate) mod map_raw;
 pub(crate) mod peer;
 pub(crate) mod ping_pong;
+pub(crate) mod raw;
+pub(crate) mod replicate;
 pub(crate) mod revoke;
 pub(crate) mod spin;
 pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod storm;
+pub(crate) mod throughput;
 pub(crate) mod write;
 
 #[cfg(test)]

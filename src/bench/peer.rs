@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::backend::{Far, Pair};
 use crate::bench::map_raw::{Kind, Words};
-use crate::bench::{host, spin};
-use crate::bench::{ping_pong, storm, write};
+use crate::bench::{group, host, ping_pong, spin, storm, write};
 use crate::cmd::told;
 
 /// Words shared by the two ends; each user of them has its own places.
@@ -41,6 +40,8 @@ pub(crate) enum Role {
     Echo(ping_pong::Echo),
     /// Writes without pause until it is refused, again and again.
     Storm(storm::Storm),
+    /// A replica that follows.
+    Follower(group::Follower),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,6 +135,18 @@ pub(crate) struct Peer<'a> {
     pub(crate) words: &'a Words,
     /// Its process, if it has one of its own.
     pub(crate) pid: Option<Pid>,
+}
+
+impl<'a> Peer<'a> {
+    /// The far end, for somebody else to talk to. What stays here is silent.
+    pub(crate) fn take(&mut self) -> Self {
+        let silent = Link::new(std::io::empty(), std::io::sink());
+        Peer {
+            link: std::mem::replace(&mut self.link, silent),
+            words: self.words,
+            pid: self.pid,
+        }
+    }
 }
 
 /// Starts the far end in its role, runs `work`, and ends the far end.
@@ -250,6 +263,7 @@ pub(crate) fn serve<C: Context>(ctx: &C, link: &mut Link, words: &Words) -> Resu
         Role::Target(role) => role.play(ctx, link),
         Role::Echo(role) => role.play(ctx, link, words),
         Role::Storm(role) => role.play(ctx, link, words),
+        Role::Follower(role) => role.play(ctx, link, words),
     }
 }
 

@@ -4,6 +4,7 @@
 //! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
 //! configuration. A report is printed once all work is done, so a failure leaves standard output empty.
 
+mod bench_group;
 mod bench_peer;
 mod bench_write;
 mod devices;
@@ -55,6 +56,10 @@ enum Command {
 enum Bench {
     /// The raw one-sided write of a backend, its round trip, and its revocation
     Write(bench_write::Args),
+    /// The latency of one replicated command, beside the bare write to a majority
+    Replicate(bench_group::Replicate),
+    /// Commands a second, over how many share an entry and how many entries are in flight
+    Throughput(bench_group::Throughput),
 }
 
 /// How a command that was carried out ended.
@@ -72,9 +77,11 @@ impl Cli {
         let done = match self.command {
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
-            Command::Bench {
-                what: Bench::Write(args),
-            } => bench_write::run(&args),
+            Command::Bench { what } => match what {
+                Bench::Write(args) => bench_write::run(&args),
+                Bench::Replicate(args) => bench_group::replicate(&args),
+                Bench::Throughput(args) => bench_group::throughput(&args),
+            },
             Command::BenchPeer(args) => bench_peer::run(&args),
         };
         match done {

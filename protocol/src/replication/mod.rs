@@ -384,10 +384,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     pub fn poll(&mut self, now_ns: u64, mut each: impl FnMut(Event<'_>)) -> Pace {
         self.shared.advance();
+        let candidate = self.shared.candidate();
         let mut worked = false;
-        if self.lead.is_on() || self.shared.candidate() != Epoch::NONE {
+        if self.lead.is_on() || (candidate != Epoch::NONE && candidate != self.lead.epoch()) {
             worked |= self.poll_leader(now_ns, &mut each);
-        } else {
+        }
+        if !self.lead.is_on() {
             worked |= self.poll_follower(now_ns, &mut each);
         }
         if now_ns >= self.chores_ns {
@@ -494,6 +496,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// This life's number.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// A word of a peer's public line ([`public`]), as last read by the background engine.
+    pub fn peer_public(&self, peer: ReplicaId, word: usize) -> u64 {
+        self.shared.peer(peer).public(word)
     }
 
     /// The confirmed followers with the last index each has acknowledged.

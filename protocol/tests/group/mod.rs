@@ -1,0 +1,302 @@
+//! A group of replicas in one process and one thread, in virtual time: the engines over the software backend.
+
+use std::collections::VecDeque;
+
+use mu_protocol::ids::{Members, ReplicaId};
+use mu_protocol::layout::Role;
+use mu_protocol::machine::{Command, RestoreError, StateMachine};
+use mu_protocol::replica::{Life, Replica, assemble};
+use mu_protocol::replication::{Event, Outcome, ReadOutcome};
+use mu_protocol::settings::Settings;
+use mu_protocol::zoo::Sound;
+use mu_softrdma::Fabric;
+use mu_verbs::soft::Soft;
+
+/// Keeps every command: what was applied, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Journal(pub Vec<Vec<u8>>);
+
+impl StateMachine for Journal {
+    fn apply(&mut self, command: &Command<'_>, reply: &mut Vec<u8>) {
+        self.0.push(command.bytes.to_vec());
+        reply.extend_from_slice(&(self.0.len() as u64).to_le_bytes());
+    }
+    fn digest(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        for command in &self.0 {
+            out.extend_from_slice(&(command.len() as u64).to_le_bytes());
+            out.extend_from_slice(command);
+        }
+    }
+    fn restore(&mut self, mut bytes: &[u8]) -> Result<(), RestoreError> {
+        self.0.clear();
+        while let Some((len, rest)) = bytes.split_first_chunk() {
+            let len = u64::from_le_bytes(*len) as usize;
+            self.0.push(rest[..len].to_vec());
+            bytes = &rest[len..];
+        }
+        Ok(())
+    }
+}
+
+/// One step of virtual time.
+pub const STEP_NS: u64 = 5_000;
+
+pub struct Node {
+    pub replica: Replica<Soft, Journal, Sound>,
+    pub soft: Soft,
+    /// The replication engine is not polled.
+    pub paused: bool,
+    pub commands: Vec<(u64, Result<u64, &'static str>)>,
+    pub reads: Vec<(u64, ReadOutcome)>,
+}
+
+pub struct Group {
+    fabric: Fabric,
+    pub settings: Settings,
+    pub nodes: Vec<Option<Node>>,
+    messages: VecDeque<(usize, usize, Vec<u8>)>,
+    pub now_ns: u64,
+    lives: u64,
+}
+
+pub fn id(n: usize) -> ReplicaId {
+    ReplicaId::new(n as u8).expect("an id")
+}
+
+impl Group {
+    /// `n` founders.
+    pub fn new(n: usize, adjust: impl Fn(&mut Settings)) -> Self {
+        let members: Members = (0..n).map(id).collect();
+        let mut settings = Settings::new(id(0), members);
+        settings.ring_bytes = 64 << 10;
+        settings.max_command_bytes = 4096;
+        adjust(&mut settings);
+        let mut group = Self {
+            fabric: Fabric::new(),
+            settings,
+            nodes: (0..n).map(|_| None).collect(),
+            messages: VecDeque::new(),
+            now_ns: 1_000_000,
+            lives: 0,
+        };
+        for n in 0..n {
+            group.start(n, true);
+        }
+        group
+    }
+
+    /// Starts replica `n` with empty memory.
+    pub fn start(&mut self, n: usize, form: bool) {
+        self.lives += 1;
+        let settings = Settings {
+            id: id(n),
+            form,
+            ..self.settings.clone()
+        };
+        let soft = Soft::inproc(&self.fabric).expect("a context");
+        let life = Life {
+            incarnation: 1000 + self.lives,
+            wall_offset_ns: 0,
+            now_ns: self.now_ns,
+        };
+        let replica =
+            assemble(&soft, settings, life, Journal::default(), Sound).expect("a replica");
+        self.nodes[n] = Some(Node {
+            replica,
+            soft,
+            paused: false,
+            commands: Vec::new(),
+            reads: Vec::new(),
+        });
+        for peer in 0..self.nodes.len() {
+            if peer != n && self.nodes[peer].is_some() {
+                self.introduce(n, peer);
+                self.introduce(peer, n);
+            }
+        }
+    }
+
+    fn introduce(&mut self, from: usize, to: usize) {
+        let hello = self.node(from).replica.background.hello(id(to));
+        let now_ns = self.now_ns;
+        self.node(to)
+            .replica
+            .background
+            .control_up(id(from), &hello, now_ns)
+            .expect("a hello");
+    }
+
+    /// Kills replica `n` like a process: its memory is gone, and the others notice.
+    pub fn kill(&mut self, n: usize) {
+        let node = self.nodes[n].take().expect("it lives");
+        node.soft.node().crash();
+        drop(node);
+        self.messages.retain(|(from, to, _)| *from != n && *to != n);
+        for peer in 0..self.nodes.len() {
+            if let Some(node) = &mut self.nodes[peer] {
+                node.replica.background.control_down(id(n));
+            }
+        }
+    }
+
+    pub fn node(&mut self, n: usize) -> &mut Node {
+        self.nodes[n].as_mut().expect("it lives")
+    }
+
+    /// Polls every engine once.
+    pub fn step(&mut self) {
+        self.now_ns += STEP_NS;
+        let now_ns = self.now_ns;
+        for n in 0..self.nodes.len() {
+            let Some(node) = &mut self.nodes[n] else {
+                continue;
+            };
+            node.replica.background.poll(now_ns);
+            while let Some((to, message)) = node.replica.background.control_out() {
+                self.messages.push_back((n, to.index(), message.to_vec()));
+            }
+            if node.paused {
+                continue;
+            }
+            let Node {
+                replica,
+                commands,
+                reads,
+                ..
+            } = node;
+            replica.replication.poll(now_ns, |event| match event {
+                Event::Command { ticket, outcome } => commands.push((
+                    ticket,
+                    match outcome {
+                        Outcome::Decided { reply, .. } => {
+                            Ok(u64::from_le_bytes(reply.try_into().expect("a number")))
+                        }
+                        Outcome::DecidedReplyGone { .. } => Err("reply gone"),
+                        Outcome::Superseded { .. } => Err("superseded"),
+                        Outcome::Unknown => Err("unknown"),
+                        Outcome::NotLeader(_) => Err("not leader"),
+                    },
+                )),
+                Event::Read { ticket, outcome } => reads.push((ticket, outcome)),
+                Event::Role { .. } => {}
+            });
+        }
+        while let Some((from, to, message)) = self.messages.pop_front() {
+            if let Some(node) = &mut self.nodes[to] {
+                node.replica
+                    .background
+                    .control_in(id(from), &message, now_ns)
+                    .expect("a message");
+            }
+        }
+    }
+
+    /// Steps until `done`, at most `limit` steps; fails with `what` beyond.
+    pub fn until(&mut self, what: &str, limit: usize, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..limit {
+            if done(self) {
+                return;
+            }
+            self.step();
+        }
+        let states: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| node.as_ref().map(state))
+            .collect();
+        panic!("{what} did not come to pass in {limit} steps: {states:#?}");
+    }
+
+    /// The replica that accepts commands, if there is exactly one.
+    pub fn leader(&self) -> Option<usize> {
+        let leads = |node: &Option<Node>| {
+            node.as_ref()
+                .is_some_and(|n| n.replica.replication.leads().is_some())
+        };
+        let mut leaders = (0..self.nodes.len()).filter(|n| leads(&self.nodes[*n]));
+        leaders.next().filter(|_| leaders.next().is_none())
+    }
+
+    pub fn elect(&mut self) -> usize {
+        self.until("an election", 20_000, |group| group.leader().is_some());
+        self.leader().expect("just seen")
+    }
+
+    /// Decides one command at replica `n` and gives the reply.
+    pub fn propose(
+        &mut self,
+        n: usize,
+        client: u64,
+        sequence: u64,
+        command: &[u8],
+    ) -> Result<u64, &'static str> {
+        let ticket = match self
+            .node(n)
+            .replica
+            .replication
+            .submit(client, sequence, command)
+        {
+            Ok(ticket) => ticket,
+            Err(_) => return Err("refused"),
+        };
+        self.until("an outcome", 100_000, |group| {
+            group.node(n).commands.iter().any(|(t, _)| *t == ticket)
+        });
+        self.node(n)
+            .commands
+            .iter()
+            .find(|(t, _)| *t == ticket)
+            .expect("just seen")
+            .1
+    }
+
+    /// All live replicas have applied all that the leader has.
+    pub fn settle(&mut self) {
+        self.until("agreement of all", 200_000, |group| {
+            let applied: Vec<_> = group
+                .nodes
+                .iter()
+                .flatten()
+                .map(|n| n.replica.replication.applied())
+                .collect();
+            applied.windows(2).all(|pair| pair[0] == pair[1])
+                && group
+                    .nodes
+                    .iter()
+                    .flatten()
+                    .all(|n| n.replica.replication.standing().voter)
+        });
+        let mut journals = self
+            .nodes
+            .iter()
+            .flatten()
+            .map(|n| n.replica.replication.app());
+        let first = journals.next().expect("somebody lives");
+        assert!(
+            journals.all(|journal| journal == first),
+            "the journals differ"
+        );
+    }
+}
+
+fn state(node: &Node) -> String {
+    let engine = &node.replica.replication;
+    format!(
+        "{:?} leads {:?} commit {} applied {:?} followers {:?} {:?} view {:?}",
+        engine.standing(),
+        engine.leads(),
+        engine.commit(),
+        engine.applied(),
+        engine.followers().collect::<Vec<_>>(),
+        engine.counters(),
+        node.replica.background.view(),
+    )
+}
+
+/// Whether replica `n` is what `role` says.
+pub fn is(group: &mut Group, n: usize, role: Role) -> bool {
+    group.node(n).replica.replication.standing().role == role
+}

@@ -1,0 +1,328 @@
+//! Both engines of whole groups over the software backend, in one thread and virtual time.
+
+mod group;
+
+use group::{Group, id, is};
+use mu_protocol::layout::Role;
+use mu_protocol::replication::{ReadOutcome, Refused};
+
+#[test]
+fn a_group_of_any_size_replicates_in_order() {
+    for n in 1..=9 {
+        let mut group = Group::new(n, |_| {});
+        let leader = group.elect();
+        assert_eq!(leader, 0, "the lowest id of {n}");
+        for k in 1..=50u64 {
+            assert_eq!(
+                group.propose(leader, 0, 0, &k.to_le_bytes()),
+                Ok(k),
+                "{n} replicas"
+            );
+        }
+        group.settle();
+        assert_eq!(group.node(n - 1).replica.replication.app().0.len(), 50);
+    }
+}
+
+#[test]
+fn the_log_is_used_again_and_again() {
+    let mut group = Group::new(3, |settings| settings.ring_bytes = 16 << 10);
+    let leader = group.elect();
+    for k in 0..2_000usize {
+        let command = vec![k as u8; k * 37 % 1500];
+        assert_eq!(group.propose(leader, 0, 0, &command), Ok(k as u64 + 1));
+    }
+    let laps = group.node(leader).replica.replication.applied().at / (16 << 10);
+    assert!(laps >= 50, "only {laps} laps");
+    group.settle();
+}
+
+#[test]
+fn a_killed_leader_is_replaced_and_nothing_decided_is_lost() {
+    let mut group = Group::new(3, |_| {});
+    let mut decided = 0;
+    for round in 0..6 {
+        let leader = group.elect();
+        for _ in 0..20 {
+            decided += 1;
+            assert_eq!(
+                group.propose(leader, 0, 0, &[round; 40]),
+                Ok(decided),
+                "round {round}"
+            );
+        }
+        // Some more, whose fate is open.
+        for _ in 0..3 {
+            let _ = group
+                .node(leader)
+                .replica
+                .replication
+                .submit(7, u64::from(round), b"open");
+        }
+        group.kill(leader);
+        let next = group.elect();
+        assert_ne!(next, leader);
+        let journal = group.node(next).replica.replication.app().0.clone();
+        assert!(
+            journal.len() as u64 >= decided,
+            "round {round}: {} of {decided}",
+            journal.len()
+        );
+        decided = journal.len() as u64;
+        group.start(leader, false);
+        group.settle();
+    }
+}
+
+#[test]
+fn a_restarted_replica_comes_back_as_a_voter_and_its_vote_is_good() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    for k in 1..=300u64 {
+        assert_eq!(group.propose(leader, 0, 0, &[1; 200]), Ok(k));
+    }
+    group.kill(2);
+    for k in 301..=400u64 {
+        assert_eq!(group.propose(leader, 0, 0, &[2; 200]), Ok(k));
+    }
+    group.start(2, false);
+    assert!(is(&mut group, 2, Role::Recovering));
+    group.settle();
+    group.kill(1);
+    assert_eq!(group.propose(leader, 0, 0, b"by 0 and 2"), Ok(401));
+    group.start(1, false);
+    group.settle();
+    group.kill(0);
+    let next = group.elect();
+    assert_eq!(group.propose(next, 0, 0, b"by 1 and 2"), Ok(402));
+}
+
+#[test]
+fn a_group_that_lost_the_memory_of_its_majority_stays_down() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    assert_eq!(group.propose(leader, 0, 0, b"kept"), Ok(1));
+    group.settle();
+    group.kill(0);
+    group.kill(1);
+    group.start(0, false);
+    group.start(1, false);
+    for _ in 0..50_000 {
+        group.step();
+        assert_eq!(group.leader(), None);
+    }
+    assert!(
+        group
+            .node(2)
+            .replica
+            .replication
+            .submit(0, 0, b"x")
+            .is_err()
+    );
+    for n in [0, 1] {
+        assert!(
+            !group.node(n).replica.replication.standing().voter,
+            "{n} must not vote"
+        );
+    }
+}
+
+#[test]
+fn a_minority_alone_answers_with_unknown_and_then_refuses() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    group.kill(1);
+    group.kill(2);
+    assert_eq!(group.propose(leader, 0, 0, b"lonely"), Err("unknown"));
+    let refused = group
+        .node(leader)
+        .replica
+        .replication
+        .submit(0, 0, b"later");
+    assert_eq!(refused, Err(Refused::NotLeader(None)));
+}
+
+#[test]
+fn commands_that_are_too_long_or_too_many_are_refused() {
+    let mut group = Group::new(3, |settings| settings.window = 10);
+    let leader = group.elect();
+    let engine = &mut group.node(leader).replica.replication;
+    assert_eq!(
+        engine.submit(0, 0, &[0; 4097]),
+        Err(Refused::TooLarge {
+            bytes: 4097,
+            limit: 4096
+        })
+    );
+    for _ in 0..10 {
+        engine.submit(0, 0, b"fits").expect("within the window");
+    }
+    assert_eq!(
+        engine.submit(0, 0, b"one more"),
+        Err(Refused::Overloaded { pending: 10 })
+    );
+    group.until("outcomes", 1000, |group| {
+        group.node(leader).commands.len() == 10
+    });
+    assert_eq!(group.propose(leader, 0, 0, b"again"), Ok(11));
+    let follower = group
+        .node(1)
+        .replica
+        .replication
+        .submit(0, 0, b"wrong door");
+    assert_eq!(follower, Err(Refused::NotLeader(Some(id(0)))));
+}
+
+#[test]
+fn a_retry_at_the_next_leader_is_applied_once() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    assert_eq!(group.propose(leader, 9, 1, b"once"), Ok(1));
+    group.kill(leader);
+    let next = group.elect();
+    assert_eq!(group.propose(next, 9, 1, b"once"), Ok(1), "the old reply");
+    assert_eq!(group.propose(next, 9, 2, b"twice"), Ok(2));
+    group.start(leader, false);
+    group.settle();
+}
+
+#[test]
+fn a_read_is_proven_by_a_majority_and_refused_without_one() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    assert_eq!(group.propose(leader, 0, 0, b"x"), Ok(1));
+    let ticket = group
+        .node(leader)
+        .replica
+        .replication
+        .read()
+        .expect("it leads");
+    group.until("a proof", 1000, |group| {
+        !group.node(leader).reads.is_empty()
+    });
+    let index = group.node(leader).replica.replication.applied().index;
+    assert_eq!(
+        group.node(leader).reads,
+        [(ticket, ReadOutcome::Ready { index })]
+    );
+    // The leader's replication engine sleeps while another one takes over, then wakes up with a read.
+    group.node(leader).paused = true;
+    group.until("a new leader", 20_000, |group| {
+        (1..3).any(|n| group.node(n).replica.replication.leads().is_some())
+    });
+    let stale = group.node(leader).replica.replication.read();
+    group.node(leader).paused = false;
+    group.node(leader).reads.clear();
+    if let Ok(ticket) = stale {
+        group.until("its end", 1000, |group| {
+            !group.node(leader).reads.is_empty()
+        });
+        assert!(
+            matches!(group.node(leader).reads[..], [(t, ReadOutcome::NotLeader(_))] if t == ticket)
+        );
+    }
+}
+
+#[test]
+fn a_leader_that_slept_through_its_replacement_acknowledges_nothing() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    assert_eq!(group.propose(leader, 0, 0, b"x"), Ok(1));
+    group.node(leader).paused = true;
+    group.until("a new leader", 20_000, |group| {
+        (1..3).any(|n| group.node(n).replica.replication.leads().is_some())
+    });
+    let ticket = group
+        .node(leader)
+        .replica
+        .replication
+        .submit(0, 0, b"asleep");
+    group.node(leader).paused = false;
+    for _ in 0..2000 {
+        group.step();
+    }
+    if let Ok(ticket) = ticket {
+        let outcome = group
+            .node(leader)
+            .commands
+            .iter()
+            .find(|(t, _)| *t == ticket)
+            .map(|(_, o)| *o);
+        assert!(matches!(outcome, Some(Err(_))), "{outcome:?}");
+    }
+    let next = group.elect();
+    assert_ne!(next, leader);
+    assert_eq!(group.propose(next, 0, 0, b"y").is_ok(), true);
+    group.settle();
+}
+
+#[test]
+fn leadership_is_handed_over_without_a_loss() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    for k in 1..=5 {
+        assert_eq!(group.propose(leader, 0, 0, b"x"), Ok(k));
+    }
+    let now_ns = group.now_ns;
+    assert_eq!(
+        group
+            .node(leader)
+            .replica
+            .replication
+            .transfer(Some(id(2)), now_ns),
+        Ok(id(2))
+    );
+    group.until("the handover", 5_000, |group| {
+        group.node(2).replica.replication.leads().is_some()
+    });
+    assert_eq!(group.propose(2, 0, 0, b"y"), Ok(6));
+    for _ in 0..5_000 {
+        group.step();
+        assert_eq!(group.leader(), Some(2), "the old leader leaves it alone");
+    }
+    group.settle();
+}
+
+#[test]
+fn a_follower_that_holds_a_full_ring_up_is_cut_off_and_comes_back() {
+    let mut group = Group::new(3, |settings| settings.ring_bytes = 16 << 10);
+    let leader = group.elect();
+    group.node(2).paused = true;
+    let mut overloaded = 0;
+    let mut decided = 0u64;
+    while decided < 200 {
+        match group
+            .node(leader)
+            .replica
+            .replication
+            .submit(0, 0, &[5; 400])
+        {
+            Ok(_) => {}
+            Err(Refused::Overloaded { .. }) => overloaded += 1,
+            Err(other) => panic!("{other}"),
+        }
+        group.step();
+        decided = group
+            .node(leader)
+            .commands
+            .iter()
+            .filter(|(_, outcome)| outcome.is_ok())
+            .count() as u64;
+        assert!(overloaded < 100_000, "the ring stays full");
+    }
+    assert!(overloaded > 0, "the ring was never full");
+    assert_eq!(group.node(leader).replica.replication.counters().cut_off, 1);
+    group.node(2).paused = false;
+    group.settle();
+    assert!(group.node(2).replica.replication.counters().rejoins >= 1);
+}
+
+#[test]
+fn the_last_entry_does_not_wait_for_another_one() {
+    let mut group = Group::new(3, |_| {});
+    let leader = group.elect();
+    assert_eq!(group.propose(leader, 0, 0, b"the last"), Ok(1));
+    group.until("everybody applied it", 200, |group| {
+        (0..3).all(|n| group.node(n).replica.replication.app().0.len() == 1)
+    });
+}
