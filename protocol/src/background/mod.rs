@@ -1,0 +1,7 @@
+//! x
+
+mod arbiter;
+mod digest;
+mod link;
+mod pulse;
+mod score;
