@@ -1,9 +1,9 @@
 //! Who may write this log: the promise, the holder, and what to do next about the requests.
 //!
-//! Requests are words that stand in the mailbox, so nothing is queued: each call looks at all of them and names one act,
-//! which the caller carries out and reports. The highest epoch comes first; the newest request of a requester is the
-//! only one there is. The order within a grant is the protocol's: promise, revoke the last holder by a barrier, grant,
-//! acknowledge. While a revocation has not succeeded nothing is granted, however long that takes.
+//! Requests are words that stand in the mailbox, so nothing is queued: each call looks at all of them and names one
+//! act, which the caller carries out and reports. The highest epoch comes first; the newest request of a requester is
+//! the only one there is. The order within a grant is the protocol's: promise, revoke the last holder by a barrier,
+//! grant, acknowledge. While a revocation has not succeeded nothing is granted, however long that takes.
 
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::limits::MAX_REPLICAS;
@@ -140,8 +140,8 @@ impl<Z: Zoo> Arbiter<Z> {
             .filter(|(_, epoch, _)| *epoch < self.promise)
             .find(|(from, epoch, _)| {
                 let answer = self.answers[from.index()];
-                !(answer.epoch == *epoch && answer.refused_by == self.promise)
-                    && !self.is_wrongly_grantable(*from, *epoch)
+                let told = answer.epoch == *epoch && answer.refused_by == self.promise;
+                !(told || self.is_wrongly_grantable(*from, *epoch))
             })
             .map(|(to, epoch, _)| Act::Refuse { to, epoch })
     }
@@ -167,6 +167,14 @@ impl<Z: Zoo> Arbiter<Z> {
         if let Some(holder) = self.holder.take() {
             self.leaving = self.leaving.with(holder);
         }
+    }
+
+    /// The holder has to go, and may come back with the same request: this replica grants nothing for a while.
+    pub fn withdraw(&mut self) {
+        if let Some(holder) = self.holder {
+            self.forget(holder);
+        }
+        self.dismiss();
     }
 
     /// The right of `from` is gone for certain, by [`Act::Revoke`] or since its link ended.
@@ -440,8 +448,13 @@ mod tests {
         assert_eq!(world.poll(false), []);
         assert_eq!(world.arbiter.promise(), Epoch::NONE);
         world.poll(true);
-        world.arbiter.dismiss();
+        world.arbiter.withdraw();
         assert_eq!(world.poll(false), [Act::Revoke(id(1))]);
+        assert_eq!(
+            world.poll(true),
+            [grant(1, epoch(1, 1), 1, false)],
+            "and the same request counts when it may again"
+        );
     }
 
     #[test]

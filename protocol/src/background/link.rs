@@ -15,8 +15,8 @@
 //! link is *up* once the peer says that it has connected to this generation: from then on it answers. The unit tests go
 //! through every interleaving of two ends with faults in between, and find that it always ends connected.
 //!
-//! A queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it), so it goes to ERR first and is reset
-//! a while later.
+//! A queue pair that is receiving should not be reset (kernel Soft-RoCE breaks it), so it goes to ERR first and is
+//! reset a while later.
 
 use crate::message::Connect;
 
