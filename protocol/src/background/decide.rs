@@ -44,10 +44,15 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         {
             // Nobody else can write the own log now, so it may count towards the majority.
             self.announced = true;
+            self.granter
+                .publish_holder(Some(self.settings.id), &self.shared);
             self.write_requests(epoch);
             self.shared.set_candidate(epoch);
             worked = true;
         }
+        let own = self.election.standing().filter(|_| self.announced);
+        self.granter
+            .publish_holder(own.map(|_| self.settings.id), &self.shared);
         self.pass_handover();
         worked
     }

@@ -93,9 +93,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
         counters: &mut Counters,
         now_ns: u64,
     ) -> Settled {
-        let standing = Standing::from_word(board.public(public::STANDING));
-        let amnesiac = standing.role == Role::Recovering && self.zoo.has(Bug::AmnesiacVotes);
-        let grants = standing.role >= Role::Learner || amnesiac;
+        let (grants, voter) = self.may_grant(board);
         let mut settled = Settled::default();
         if !grants && self.arbiter.holder().is_some() {
             // Its log is no longer what a leader may count on, or is about to be filled anew.
@@ -126,7 +124,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         Ack {
                             epoch,
                             promised: self.arbiter.promise(),
-                            voter: standing.voter || amnesiac,
+                            voter,
                             ..Ack::default()
                         },
                     );
@@ -138,6 +136,10 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     generation,
                     again,
                 } => {
+                    shared.set_holder(Some(to));
+                    if !self.may_grant(board).0 {
+                        break;
+                    }
                     let Some(ack) = self.grant(to, board, counters) else {
                         settled.broken = settled.broken.with(to);
                         self.again_ns = now_ns + self.pause_ns;
@@ -152,7 +154,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                             epoch,
                             promised: epoch,
                             granted: true,
-                            voter: standing.voter || amnesiac,
+                            voter,
                             generation,
                             ..ack
                         },
@@ -168,6 +170,25 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             }
         }
         settled
+    }
+
+    /// Says who may write the own log: `own` if nobody else may.
+    pub(crate) fn publish_holder(&self, own: Option<ReplicaId>, shared: &Shared) {
+        let leaving = self.arbiter.leaving().iter().next();
+        let holder = leaving.or(self.arbiter.holder()).or(own);
+        if shared.holder() != holder {
+            shared.set_holder(holder);
+        }
+    }
+
+    /// Whether this replica grants at all, and whether its grants count.
+    fn may_grant(&self, board: &Board) -> (bool, bool) {
+        let standing = Standing::from_word(board.public(public::STANDING));
+        let amnesiac = standing.role == Role::Recovering && self.zoo.has(Bug::AmnesiacVotes);
+        (
+            standing.role >= Role::Learner || amnesiac,
+            standing.voter || amnesiac,
+        )
     }
 
     /// A new poll begins.
