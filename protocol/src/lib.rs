@@ -7,6 +7,7 @@
 //! thread, and carries the messages of [`message`] between replicas. `docs/protocol.md` has the protocol and why it is safe.
 #![forbid(unsafe_code)]
 
+pub mod background;
 pub mod check;
 pub mod entry;
 pub mod ids;

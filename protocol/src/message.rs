@@ -109,11 +109,17 @@ pub struct Connect {
     pub link: Link,
     /// The sender's generation of it: counts its resets.
     pub generation: u32,
-    /// The receiver's generation that the sender has connected to, or 0.
+    /// The receiver's generation that the sender has heard of, or 0.
     pub echo: u32,
+    /// Whether the sender has connected to it.
+    pub connected: bool,
     /// The sender's queue pair, in INIT or further.
     pub endpoint: Endpoint,
 }
+
+/// Where the flag stands, after the endpoint.
+const CONNECTED_AT: usize = 16 + Endpoint::BYTES;
+const _: () = assert!(CONNECTED_AT < CONNECT_BYTES);
 
 impl Connect {
     /// The encoded form.
@@ -124,7 +130,8 @@ impl Connect {
         };
         out.u64(u64::from(VERSION) | (self.link as u64) << 32);
         out.u64(u64::from(self.generation) | u64::from(self.echo) << 32);
-        out.bytes[16..16 + Endpoint::BYTES].copy_from_slice(&self.endpoint.to_bytes());
+        out.bytes[16..CONNECTED_AT].copy_from_slice(&self.endpoint.to_bytes());
+        out.bytes[CONNECTED_AT] = self.connected.into();
         out.bytes
     }
 
@@ -144,7 +151,12 @@ impl Connect {
             .into_iter()
             .find(|link| *link as u64 == kind >> 32)
             .ok_or(field("link"))?;
-        let endpoint = bytes[16..16 + Endpoint::BYTES]
+        let connected = match bytes[CONNECTED_AT] {
+            0 => false,
+            1 => true,
+            _ => return Err(field("state")),
+        };
+        let endpoint = bytes[16..CONNECTED_AT]
             .try_into()
             .ok()
             .and_then(Endpoint::from_bytes);
@@ -152,6 +164,7 @@ impl Connect {
             link,
             generation: generations as u32,
             echo: (generations >> 32) as u32,
+            connected,
             endpoint: endpoint.ok_or(field("endpoint"))?,
         })
     }
@@ -239,6 +252,7 @@ mod tests {
                 link,
                 generation: 4,
                 echo: 2,
+                connected: link == Link::Log,
                 endpoint,
             };
             assert_eq!(Connect::from_bytes(&connect.to_bytes()), Ok(connect));
@@ -264,6 +278,7 @@ mod tests {
             link: Link::Log,
             generation: 1,
             echo: 0,
+            connected: false,
             endpoint: Endpoint::default(),
         };
         let mut link = connect.to_bytes();
@@ -275,6 +290,9 @@ mod tests {
                 field: "link"
             })
         );
+        let mut state = connect.to_bytes();
+        state[CONNECTED_AT] = 2;
+        assert!(Connect::from_bytes(&state).is_err());
         let mut endpoint = connect.to_bytes();
         endpoint[16] = 7;
         assert!(Connect::from_bytes(&endpoint).is_err());

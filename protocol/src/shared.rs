@@ -167,13 +167,18 @@ impl Shared {
         named(self.handover.load(Ordering::Acquire))
     }
 
-    /// Background: says who may write this log from now on. Called after the old holder was revoked.
+    /// Background: says who may write this log from now on. Called after the old holder was revoked, and before a new
+    /// one is granted the right; the standing is looked at once more in between. So, by the fences, either this engine
+    /// sees that the replica may grant nothing any more, or the other one sees the holder.
     pub fn set_holder(&self, holder: Option<ReplicaId>) {
         self.holder.store(number(holder), Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
-    /// Who may write this log. `None` is certain: whoever could is revoked.
+    /// Who may write this log. `None` is certain once the own standing says that nothing is granted: whoever could
+    /// write is revoked, and nobody comes.
     pub fn holder(&self) -> Option<ReplicaId> {
+        fence(Ordering::SeqCst);
         named(self.holder.load(Ordering::Acquire))
     }
 

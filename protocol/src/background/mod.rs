@@ -1,0 +1,428 @@
+//! The background engine: connections, heartbeats, permissions and the election (`docs/protocol.md`, sections 3, 6, 8).
+//!
+//! # Mechanism
+//!
+//! What decides is separate from what does. [`score`], [`arbiter`], [`election`], [`link`], [`pulse`], [`digest`] and
+//! `mailbox` know words and times and are tested alone; `boards`, `granter` and `wire` turn their decisions into verbs.
+//! [`Background::poll`] goes through them in an order that makes one poll enough from the completion that shows a dead
+//! leader to the request that is on its way to the others:
+//!
+//! 1. completions of the board links: public lines, scores, failures;
+//! 2. with a heartbeat: the own counter, the next reads, faults of links, digests;
+//! 3. links: close, open, connect;
+//! 4. the mailbox: promise, revoke, grant, acknowledge;
+//! 5. the election: stand, or give up;
+//! 6. outbox rows that changed are written.
+//!
+//! Time comes as an argument and every back-off from ids and counters, so a run repeats exactly. The steady state takes
+//! no lock, allocates nothing and enters no kernel; revoking and connecting may.
+
+pub mod arbiter;
+mod boards;
+mod connect;
+mod decide;
+pub mod digest;
+pub mod election;
+mod granter;
+pub mod link;
+mod mailbox;
+pub mod pulse;
+pub mod score;
+mod view;
+mod wire;
+
+use std::sync::Arc;
+
+use mu_verbs::sync::Ordering;
+use mu_verbs::{Access, Context, Memory, QueuePair, WcStatus};
+
+use crate::ids::{Epoch, Members, ReplicaId};
+use crate::layout::{BOARD_BYTES, OUTBOX_BYTES, board_row, public};
+use crate::limits::{LOG_HEADER_BYTES, MAX_REPLICAS, ROW_WORDS};
+use crate::message::Link;
+use crate::settings::{Settings, SettingsError};
+use crate::shared::{Board, Halt, Shared};
+use crate::zoo::{Bug, Sound, Zoo};
+
+pub use boards::board_qp_cap;
+use boards::{Boards, EMPTY_BATCH, Ended, Request};
+pub use connect::ControlRefused;
+use digest::Guard;
+use election::Election;
+use granter::Granter;
+use pulse::Pulse;
+use score::Thresholds;
+pub use view::{Counters, PeerView, View};
+use wire::Wire;
+
+/// Something for each peer; `None` for this replica and for ids that are no members.
+pub type PerPeer<T> = [Option<T>; MAX_REPLICAS];
+
+/// What the engine is made of. All objects are of one context.
+pub struct Parts<C: Context> {
+    /// The context.
+    pub ctx: C,
+    /// The settings, which must be valid.
+    pub settings: Settings,
+    /// The words that the two engines share.
+    pub shared: Arc<Shared>,
+    /// Board and outbox.
+    pub board: Board,
+    /// The log: header and ring.
+    pub log: Memory,
+    /// The domain of the log links, in which the rights to the log are registered.
+    pub log_pd: C::Pd,
+    /// The domain of the board and pull links.
+    pub board_pd: C::Pd,
+    /// The log links' queue pairs, in RESET, which the replication engine owns.
+    pub log_controls: PerPeer<C::Control>,
+    /// The same of the pull links.
+    pub pull_controls: PerPeer<C::Control>,
+    /// The board links' queue pairs, in RESET, with at least [`board_qp_cap`].
+    pub board_qps: PerPeer<C::Qp>,
+    /// Their completion queue, for both directions, with room for two completions of each.
+    pub board_cq: C::Cq,
+}
+
+/// Why the engine could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackgroundError {
+    /// A setting cannot be.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A verb failed.
+    #[error(transparent)]
+    Verbs(#[from] mu_verbs::Error),
+}
+
+/// How the engine wants to be polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Something was done, so more may be to do at once.
+    pub worked: bool,
+    /// The latest time of the next poll. Requests of peers come at any time; they wait as long.
+    pub next_ns: u64,
+}
+
+/// What the engine knows of a peer besides its links.
+#[derive(Clone, Copy, Debug, Default)]
+struct PeerState {
+    /// There is a control connection.
+    control: bool,
+    /// Of the last hello.
+    incarnation: u64,
+    /// Its mailbox row holds words of an earlier life and is cleared as soon as nobody can write it.
+    stale_row: bool,
+    /// Counted as alive when last looked.
+    alive: bool,
+}
+
+/// See the module.
+pub struct Background<C: Context, Z: Zoo = Sound> {
+    settings: Settings,
+    shared: Arc<Shared>,
+    board: Board,
+    zoo: Z,
+    pulse: Pulse,
+    boards: Boards<C>,
+    wires: [PerPeer<Wire<C>>; Link::ALL.len()],
+    peers: [PeerState; MAX_REPLICAS],
+    granter: Granter<C, Z>,
+    election: Election,
+    guard: Guard,
+    counters: Counters,
+    /// Links have to be looked at.
+    attention: bool,
+    /// ... and at this time in any case.
+    links_ns: u64,
+    /// Something may be to be said.
+    talk: bool,
+    /// Which link's state is asked for next.
+    inspect: usize,
+    /// The own request was written to the outbox, and the replication engine told.
+    announced: bool,
+    /// The word that stands in the outbox: whom this replica asks to take over, from which epoch.
+    handing: Option<(ReplicaId, Epoch)>,
+}
+
+/// A peer that answers nothing is gone for the transport after so many detection times, but not before the least time.
+const SILENCE: u64 = 8;
+const MIN_SILENCE_NS: u64 = 10_000_000;
+/// Heartbeats that a queue pair stays in ERR before it is reset.
+const DRAIN_BEATS: u64 = 2;
+
+impl<C: Context, Z: Zoo> Background<C, Z> {
+    /// Registers the memory and prepares the links; nothing is connected before [`control_up`](Self::control_up).
+    ///
+    /// # Errors
+    /// A setting that cannot be, or a verb that failed.
+    ///
+    /// # Panics
+    /// If a peer's queue pair is missing, or a memory is too small for what it holds.
+    pub fn new(parts: Parts<C>, zoo: Z, now_ns: u64) -> Result<Self, BackgroundError> {
+        let Parts {
+            ctx,
+            settings,
+            shared,
+            board,
+            log,
+            log_pd,
+            board_pd,
+            log_controls,
+            pull_controls,
+            board_qps,
+            board_cq,
+        } = parts;
+        settings.check()?;
+        let log_bytes = LOG_HEADER_BYTES + settings.ring_bytes;
+        assert!(
+            board.memory.len() >= BOARD_BYTES
+                && board.outbox.len() >= OUTBOX_BYTES
+                && log.len() >= log_bytes
+        );
+        let log = (&log, log_bytes);
+        let beat_ns = settings.heartbeat_ns;
+        let granter = Granter::new(&ctx, &log_pd, log, &log_controls, beat_ns, zoo)?;
+        let silence_ns = (SILENCE * settings.detect_ns).max(MIN_SILENCE_NS);
+        let controls = [
+            (Link::Log, log_controls, settings.completion_timeout_ns),
+            (
+                Link::Board,
+                board_qps
+                    .each_ref()
+                    .map(|qp| qp.as_ref().map(|qp| qp.control().clone())),
+                silence_ns,
+            ),
+            (Link::Pull, pull_controls, settings.completion_timeout_ns),
+        ];
+        let wires = controls.map(|(link, controls, silence_ns)| {
+            let mut wires = [const { None }; MAX_REPLICAS];
+            for peer in settings.peers().iter() {
+                let control = controls[peer.index()]
+                    .clone()
+                    .expect("every peer has a queue pair for each link");
+                let access = match link {
+                    Link::Log => granter.init_access(peer),
+                    Link::Board => Access::REMOTE_READ | Access::REMOTE_WRITE,
+                    Link::Pull => Access::REMOTE_READ,
+                };
+                let drain_ns = DRAIN_BEATS * beat_ns;
+                wires[peer.index()] = Some(Wire::new(
+                    link,
+                    control,
+                    access,
+                    ctx.caps(),
+                    silence_ns,
+                    drain_ns,
+                ));
+            }
+            wires
+        });
+        let thresholds = Thresholds::new(beat_ns, settings.detect_ns);
+        Ok(Self {
+            boards: Boards::new(
+                &ctx, &board_pd, &board, log, board_qps, board_cq, thresholds,
+            )?,
+            pulse: Pulse::new(beat_ns, settings.stuck_ns, now_ns),
+            election: Election::new(&settings),
+            granter,
+            wires,
+            settings,
+            shared,
+            board,
+            zoo,
+            peers: [PeerState::default(); MAX_REPLICAS],
+            guard: Guard::default(),
+            counters: Counters::default(),
+            attention: true,
+            links_ns: now_ns,
+            talk: false,
+            inspect: 0,
+            announced: false,
+            handing: None,
+        })
+    }
+
+    /// Does what is to be done at `now_ns`, which never goes back.
+    pub fn poll(&mut self, now_ns: u64) -> Pace {
+        let turn = self.pulse.poll(now_ns, self.shared.progress());
+        if turn.stalled {
+            self.counters.stalls += 1;
+            self.boards.stalled();
+        }
+        let mut worked = self.completions(now_ns);
+        if turn.beat {
+            self.beat(now_ns, !turn.stalled);
+            worked |= self.completions(now_ns);
+        }
+        worked |= self.serve_links(now_ns);
+        worked |= self.decide(now_ns);
+        worked |= self.write_rows(now_ns);
+        Pace {
+            worked,
+            next_ns: self.pulse.next_ns().min(self.links_ns),
+        }
+    }
+
+    /// Takes the completions of the board links. Whether there were any.
+    fn completions(&mut self, now_ns: u64) -> bool {
+        let mut batch = EMPTY_BATCH;
+        let mut any = false;
+        loop {
+            let n = self.boards.poll(&mut batch);
+            for ended in batch[..n].iter().flatten() {
+                self.ended(*ended, now_ns);
+            }
+            any |= n > 0;
+            if n < batch.len() {
+                return any;
+            }
+        }
+    }
+
+    /// One request on a board link has ended.
+    fn ended(&mut self, ended: Ended, now_ns: u64) {
+        let peer = ended.peer;
+        // Of a connection that is over: the queue pair was reset, or has been found broken.
+        let current = self.wires[Link::Board as usize][peer.index()].as_ref();
+        if !current
+            .is_some_and(|wire| wire.line.is_up() && wire.line.generation() == ended.generation)
+        {
+            return;
+        }
+        if !ended.status.is_success() {
+            self.counters.board_errors += 1;
+            let gone = ended.status == WcStatus::RETRY_EXC_ERR;
+            if ended.request == Request::Read && self.zoo.has(Bug::ReadFailureIsAlive) {
+                self.boards.failure_is_life(peer);
+            } else {
+                self.boards.failed(peer, gone);
+            }
+            self.fault(Link::Board, peer, now_ns);
+        } else if ended.request == Request::Write {
+            self.boards.was_written(peer);
+        } else {
+            let words = &self.shared.peer(peer).public;
+            self.boards.was_read(peer, |word, value| {
+                words[word].store(value, Ordering::Release);
+            });
+        }
+        self.judge(peer);
+    }
+
+    /// One heartbeat: the own counter, the faults of links, the next reads, the digests.
+    fn beat(&mut self, now_ns: u64, on_time: bool) {
+        if self.pulse.is_fit() || self.zoo.has(Bug::NoFateSharing) {
+            let counter = self.board.public(public::HEARTBEAT);
+            self.board
+                .set_public(public::HEARTBEAT, counter.wrapping_add(1));
+        } else {
+            self.counters.unfit += 1;
+        }
+        self.find_faults(now_ns);
+        for peer in self.settings.peers().iter() {
+            let line = &self.wire(Link::Board, peer).line;
+            let (up, generation) = (line.is_up(), line.generation());
+            if !up {
+                self.boards.miss(peer, on_time);
+            } else {
+                match self.boards.read(peer, generation, now_ns, on_time) {
+                    Ok(Some(age_ns)) if age_ns > self.settings.completion_timeout_ns => {
+                        self.fault(Link::Board, peer, now_ns);
+                    }
+                    Ok(_) => {}
+                    Err(_) => self.fault(Link::Board, peer, now_ns),
+                }
+            }
+            self.judge(peer);
+        }
+        self.compare_digests();
+    }
+
+    /// Publishes a change of the opinion whether `peer` lives.
+    fn judge(&mut self, peer: ReplicaId) {
+        let alive = self.boards.score(peer).is_alive();
+        if std::mem::replace(&mut self.peers[peer.index()].alive, alive) == alive {
+            return;
+        }
+        if alive {
+            self.counters.revivals += 1;
+        } else {
+            self.counters.deaths += 1;
+        }
+        let word = &self.shared.peer(peer).alive;
+        word.store(alive.into(), Ordering::Release);
+    }
+
+    /// Writes the outbox rows that changed to the peers.
+    fn write_rows(&mut self, now_ns: u64) -> bool {
+        let mut wrote = false;
+        for peer in self.settings.peers().iter() {
+            let line = &self.wire(Link::Board, peer).line;
+            if !line.is_up() {
+                continue;
+            }
+            let generation = line.generation();
+            let changes = self
+                .shared
+                .peer(peer)
+                .outbox_changes
+                .load(Ordering::Acquire);
+            match self.boards.write(peer, generation, changes, &self.board) {
+                Ok(posted) => wrote |= posted,
+                Err(_) => self.fault(Link::Board, peer, now_ns),
+            }
+        }
+        wrote
+    }
+
+    fn wire(&self, link: Link, peer: ReplicaId) -> &Wire<C> {
+        self.wires[link as usize][peer.index()]
+            .as_ref()
+            .expect("a peer has every link")
+    }
+
+    fn wire_mut(&mut self, link: Link, peer: ReplicaId) -> &mut Wire<C> {
+        self.wires[link as usize][peer.index()]
+            .as_mut()
+            .expect("a peer has every link")
+    }
+
+    /// Whether `id` is another member.
+    fn is_peer(&self, id: ReplicaId) -> bool {
+        self.settings.peers().contains(id)
+    }
+
+    /// Clears the mailbox row of `peer`, which nobody can write now.
+    fn clear_row(&mut self, peer: ReplicaId) {
+        self.peers[peer.index()].stale_row = false;
+        let start = board_row(peer);
+        for word in start..start + ROW_WORDS {
+            self.board.memory.store(word, 0);
+        }
+    }
+
+    /// Halts this replica if a majority has another state.
+    fn compare_digests(&mut self) {
+        let shared = &self.shared;
+        let own = std::array::from_fn(|n| digest::Point::load(n, |word| self.board.public(word)));
+        let voters = self.settings.peers();
+        let voters = voters
+            .iter()
+            .filter(|peer| shared.peer(*peer).standing().voter);
+        let voters: Members = voters.collect();
+        let points = |id: ReplicaId| {
+            std::array::from_fn(|n| digest::Point::load(n, |word| shared.peer(id).public(word)))
+        };
+        let ids = (0..MAX_REPLICAS as u8).filter_map(ReplicaId::new);
+        let voters = ids.filter(|id| voters.contains(*id)).map(points);
+        let quorum = self.settings.members.quorum();
+        if self
+            .guard
+            .has_diverged(own, voters, quorum, shared.progress())
+        {
+            shared.halt(Halt::Diverged);
+        }
+    }
+}
