@@ -16,6 +16,7 @@ pub mod limits;
 pub mod log;
 pub mod machine;
 pub mod message;
+pub mod replica;
 pub mod replication;
 pub mod session;
 pub mod settings;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use mu_verbs::{Context, Error, QpCap};
+use mu_verbs::{Context, Error, QpCap, QueuePair};
 
-use crate::background::{self, Background};
+use crate::background::{self, Background, BackgroundError};
 use crate::ids::Members;
 use crate::layout::{BOARD_BYTES, OUTBOX_BYTES};
 use crate::limits::{BOARD_QP_DEPTH, LOG_QP_DEPTH, MAX_INLINE_ENTRY, MAX_REPLICAS, PULL_QP_DEPTH};
@@ -48,7 +48,10 @@ pub fn assemble<C: Context, S: StateMachine, Z: Zoo>(
     assert!(life.incarnation != 0, "an incarnation of 0 means none");
     settings.check()?;
     let shared = Arc::new(Shared::new());
-    let board = Board { memory: ctx.alloc_memory(BOARD_BYTES)?, outbox: ctx.alloc_memory(OUTBOX_BYTES)? };
+    let board = Board {
+        memory: ctx.alloc_memory(BOARD_BYTES)?,
+        outbox: ctx.alloc_memory(OUTBOX_BYTES)?,
+    };
     let log = ctx.alloc_memory(Log::memory_bytes(settings.ring_bytes))?;
     let (log_pd, board_pd) = (ctx.alloc_pd()?, ctx.alloc_pd()?);
     let peers = settings.peers();
@@ -72,7 +75,11 @@ pub fn assemble<C: Context, S: StateMachine, Z: Zoo>(
         },
         zoo,
         life.now_ns,
-    )?;
+    )
+    .map_err(|error| match error {
+        BackgroundError::Settings(error) => StartError::Settings(error),
+        BackgroundError::Verbs(error) => StartError::Verb(error),
+    })?;
     let replication = Replication::new(
         replication::Parts {
             ctx: ctx.clone(),
@@ -93,7 +100,10 @@ pub fn assemble<C: Context, S: StateMachine, Z: Zoo>(
         zoo,
         life.now_ns,
     )?;
-    Ok(Replica { replication, background })
+    Ok(Replica {
+        replication,
+        background,
+    })
 }
 
 /// The queue pairs of one kind of link, with their completion queue.
@@ -128,9 +138,10 @@ impl<Q, Cq> Plane<Q, Cq> {
         Ok(Self { qps, cq })
     }
 
-    fn controls<C: Context<Qp = Q>>(&self) -> PerPeer<C::Control> {
-        use mu_verbs::QueuePair;
-        std::array::from_fn(|peer| self.qps[peer].as_ref().map(|qp: &C::Qp| qp.control().clone()))
+    fn controls<C: Context<Qp = Q>>(&self) -> PerPeer<C::Control>
+    where
+        Q: QueuePair<C>,
+    {
+        std::array::from_fn(|peer| self.qps[peer].as_ref().map(|qp| qp.control().clone()))
     }
 }
-

@@ -99,6 +99,8 @@ pub struct Election {
     attempts: u32,
     /// Since when only lower ids have kept this replica from standing.
     waiting_ns: Option<u64>,
+    /// The promise as last seen, and since when it has been that.
+    promised: (Epoch, u64),
 }
 
 /// Attempts after which time-outs and pauses grow no more.
@@ -120,6 +122,7 @@ impl Election {
             state: State::Idle,
             attempts: 0,
             waiting_ns: None,
+            promised: (Epoch::NONE, 0),
         }
     }
 
@@ -140,6 +143,9 @@ impl Election {
     pub fn next(&mut self, sight: &Sight, now_ns: u64) -> Option<Move> {
         if self.leader_in(sight) {
             self.attempts = 0;
+        }
+        if sight.promise != self.promised.0 {
+            self.promised = (sight.promise, now_ns);
         }
         match self.state {
             State::Standing { epoch, until_ns } => {
@@ -184,7 +190,7 @@ impl Election {
 
     /// What keeps this replica from standing.
     pub fn blocked(&mut self, sight: &Sight, now_ns: u64) -> Option<Why> {
-        let why = self.blocked_by_others(sight);
+        let why = self.blocked_by_others(sight, now_ns);
         if why.is_some() {
             self.waiting_ns = None;
             return why;
@@ -200,7 +206,7 @@ impl Election {
             .then_some(Why::Lower)
     }
 
-    fn blocked_by_others(&self, sight: &Sight) -> Option<Why> {
+    fn blocked_by_others(&self, sight: &Sight, now_ns: u64) -> Option<Why> {
         let Standing { role, voter } = sight.standing;
         if !(sight.fit && voter && role == Role::Follower) {
             return Some(Why::NotEligible);
@@ -210,7 +216,14 @@ impl Election {
             return Some(Why::Minority);
         }
         let leads = |peer: &PeerSight| peer.leads != Epoch::NONE && peer.leads >= sight.promise;
-        if self.live(sight).any(|(_, peer)| leads(peer)) {
+        // What the peers say of themselves is as old as the last heartbeat, so one that was just promised an epoch gets
+        // the time of an attempt before its silence counts.
+        let given_time = sight.promise == self.promised.0
+            && now_ns.saturating_sub(self.promised.1) < self.election_ns
+            && self
+                .live(sight)
+                .any(|(id, _)| sight.promise.owner() == Some(id));
+        if given_time || self.live(sight).any(|(_, peer)| leads(peer)) {
             return Some(Why::Led);
         }
         let in_sight: Members = self.live(sight).map(|(id, _)| id).collect();
@@ -409,16 +422,26 @@ mod tests {
         );
     }
 
+    /// What replica 0 of 3 does once whoever got its promise has had the time of an attempt.
+    fn later(sight: &Sight) -> Option<Move> {
+        let mut election = election(0, 3);
+        if let Some(owner) = sight.promise.owner().filter(|owner| owner.get() != 0) {
+            assert_eq!(
+                election.next(sight, 0),
+                None,
+                "{owner} was just promised an epoch"
+            );
+        }
+        election.next(sight, 2 * MS)
+    }
+
     #[test]
     fn a_leader_below_the_own_promise_is_none_and_one_in_sight_is_judged_by_itself() {
         let mut sight = sight(0, 3);
         sight.promise = epoch(5, 2);
         sight.peers[1].leads = epoch(4, 1);
         sight.peers[2].sees_leading = Members::NONE.with(id(1)).with(id(0));
-        assert_eq!(
-            election(0, 3).next(&sight, 0),
-            Some(Move::Stand(epoch(6, 0)))
-        );
+        assert_eq!(later(&sight), Some(Move::Stand(epoch(6, 0))));
     }
 
     #[test]
@@ -432,10 +455,7 @@ mod tests {
                 2 => sight.peers[2].asks = high,
                 _ => sight.peers[2].refused_by = high,
             }
-            assert_eq!(
-                election(0, 3).next(&sight, 0),
-                Some(Move::Stand(epoch(10, 0)))
-            );
+            assert_eq!(later(&sight), Some(Move::Stand(epoch(10, 0))));
         }
         let mut spent = sight(0, 3);
         spent.promise = Epoch(u64::MAX);

@@ -14,7 +14,7 @@ use mu_verbs::soft::Soft;
 
 /// Keeps every command: what was applied, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Journal(pub Vec<Vec<u8>>);
+pub(crate) struct Journal(pub(crate) Vec<Vec<u8>>);
 
 impl StateMachine for Journal {
     fn apply(&mut self, command: &Command<'_>, reply: &mut Vec<u8>) {
@@ -42,37 +42,37 @@ impl StateMachine for Journal {
 }
 
 /// One step of virtual time.
-pub const STEP_NS: u64 = 5_000;
+pub(crate) const STEP_NS: u64 = 5_000;
 
-pub struct Node {
-    pub replica: Replica<Soft, Journal, Sound>,
-    pub soft: Soft,
+pub(crate) struct Node {
+    pub(crate) replica: Replica<Soft, Journal, Sound>,
+    pub(crate) soft: Soft,
     /// The replication engine is not polled.
-    pub paused: bool,
-    pub commands: Vec<(u64, Result<u64, &'static str>)>,
-    pub reads: Vec<(u64, ReadOutcome)>,
+    pub(crate) paused: bool,
+    pub(crate) commands: Vec<(u64, Result<u64, &'static str>)>,
+    pub(crate) reads: Vec<(u64, ReadOutcome)>,
 }
 
-pub struct Group {
+pub(crate) struct Group {
     fabric: Fabric,
-    pub settings: Settings,
-    pub nodes: Vec<Option<Node>>,
+    pub(crate) settings: Settings,
+    pub(crate) nodes: Vec<Option<Node>>,
     messages: VecDeque<(usize, usize, Vec<u8>)>,
-    pub now_ns: u64,
+    pub(crate) now_ns: u64,
     lives: u64,
 }
 
-pub fn id(n: usize) -> ReplicaId {
+pub(crate) fn id(n: usize) -> ReplicaId {
     ReplicaId::new(n as u8).expect("an id")
 }
 
 impl Group {
     /// `n` founders.
-    pub fn new(n: usize, adjust: impl Fn(&mut Settings)) -> Self {
+    pub(crate) fn new(n: usize, adjust: impl Fn(&mut Settings)) -> Self {
         let members: Members = (0..n).map(id).collect();
         let mut settings = Settings::new(id(0), members);
         settings.ring_bytes = 64 << 10;
-        settings.max_command_bytes = 4096;
+        settings.max_command_bytes = 3000;
         adjust(&mut settings);
         let mut group = Self {
             fabric: Fabric::new(),
@@ -89,7 +89,7 @@ impl Group {
     }
 
     /// Starts replica `n` with empty memory.
-    pub fn start(&mut self, n: usize, form: bool) {
+    pub(crate) fn start(&mut self, n: usize, form: bool) {
         self.lives += 1;
         let settings = Settings {
             id: id(n),
@@ -130,7 +130,7 @@ impl Group {
     }
 
     /// Kills replica `n` like a process: its memory is gone, and the others notice.
-    pub fn kill(&mut self, n: usize) {
+    pub(crate) fn kill(&mut self, n: usize) {
         let node = self.nodes[n].take().expect("it lives");
         node.soft.node().crash();
         drop(node);
@@ -142,12 +142,12 @@ impl Group {
         }
     }
 
-    pub fn node(&mut self, n: usize) -> &mut Node {
+    pub(crate) fn node(&mut self, n: usize) -> &mut Node {
         self.nodes[n].as_mut().expect("it lives")
     }
 
     /// Polls every engine once.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.now_ns += STEP_NS;
         let now_ns = self.now_ns;
         for n in 0..self.nodes.len() {
@@ -181,7 +181,11 @@ impl Group {
                     },
                 )),
                 Event::Read { ticket, outcome } => reads.push((ticket, outcome)),
-                Event::Role { .. } => {}
+                Event::Role { standing, epoch } => {
+                    if std::env::var_os("TRACE").is_some() {
+                        eprintln!("{now_ns} {n}: {standing:?} {epoch}")
+                    }
+                }
             });
         }
         while let Some((from, to, message)) = self.messages.pop_front() {
@@ -195,7 +199,12 @@ impl Group {
     }
 
     /// Steps until `done`, at most `limit` steps; fails with `what` beyond.
-    pub fn until(&mut self, what: &str, limit: usize, mut done: impl FnMut(&mut Self) -> bool) {
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        limit: usize,
+        mut done: impl FnMut(&mut Self) -> bool,
+    ) {
         for _ in 0..limit {
             if done(self) {
                 return;
@@ -211,7 +220,7 @@ impl Group {
     }
 
     /// The replica that accepts commands, if there is exactly one.
-    pub fn leader(&self) -> Option<usize> {
+    pub(crate) fn leader(&self) -> Option<usize> {
         let leads = |node: &Option<Node>| {
             node.as_ref()
                 .is_some_and(|n| n.replica.replication.leads().is_some())
@@ -220,13 +229,13 @@ impl Group {
         leaders.next().filter(|_| leaders.next().is_none())
     }
 
-    pub fn elect(&mut self) -> usize {
+    pub(crate) fn elect(&mut self) -> usize {
         self.until("an election", 20_000, |group| group.leader().is_some());
         self.leader().expect("just seen")
     }
 
     /// Decides one command at replica `n` and gives the reply.
-    pub fn propose(
+    pub(crate) fn propose(
         &mut self,
         n: usize,
         client: u64,
@@ -254,7 +263,7 @@ impl Group {
     }
 
     /// All live replicas have applied all that the leader has.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.until("agreement of all", 200_000, |group| {
             let applied: Vec<_> = group
                 .nodes
@@ -297,6 +306,6 @@ fn state(node: &Node) -> String {
 }
 
 /// Whether replica `n` is what `role` says.
-pub fn is(group: &mut Group, n: usize, role: Role) -> bool {
+pub(crate) fn is(group: &mut Group, n: usize, role: Role) -> bool {
     group.node(n).replica.replication.standing().role == role
 }
