@@ -93,7 +93,11 @@ impl Omni {
                 replica.node.tick();
             }
             self.deliver_all();
-            if self.replicas.iter().all(|r| r.node.get_current_leader() == leader) {
+            if self
+                .replicas
+                .iter()
+                .all(|r| r.node.get_current_leader() == leader)
+            {
                 return Ok(());
             }
         }
@@ -104,7 +108,9 @@ impl Omni {
     fn deliver_all(&mut self) {
         loop {
             for from in 0..REPLICAS {
-                self.replicas[from].node.take_outgoing_messages(&mut self.messages);
+                self.replicas[from]
+                    .node
+                    .take_outgoing_messages(&mut self.messages);
                 self.late.append(&mut self.messages);
             }
             if self.late.is_empty() {
@@ -119,7 +125,9 @@ impl Omni {
 
     /// Takes the replica's messages; those between leader and near follower arrive, the others are put off.
     fn deliver_near(&mut self, from: usize) {
-        self.replicas[from].node.take_outgoing_messages(&mut self.messages);
+        self.replicas[from]
+            .node
+            .take_outgoing_messages(&mut self.messages);
         for message in self.messages.drain(..) {
             let to = position(message.get_receiver());
             if to == LEADER || to == NEAR {
@@ -158,7 +166,10 @@ impl Core for Omni {
         self.append(*command)?;
         self.deliver_near(LEADER);
         self.deliver_near(NEAR);
-        ensure!(self.decided_idx() == before + 1, "a command was not decided by leader and near follower");
+        ensure!(
+            self.decided_idx() == before + 1,
+            "a command was not decided by leader and near follower"
+        );
         Ok(())
     }
 
@@ -178,7 +189,11 @@ impl Core for Omni {
             }
             self.deliver_all();
             next = window_end;
-            ensure!(self.decided() == next, "decided {} of {next}", self.decided());
+            ensure!(
+                self.decided() == next,
+                "decided {} of {next}",
+                self.decided()
+            );
         }
         Ok(clock.delta(start, clock.raw()))
     }
@@ -189,7 +204,9 @@ impl Core for Omni {
             replica.apply()?;
         }
         let trimmed = self.replicas[LEADER].node.trim(None);
-        trimmed.map_err(|e| anyhow!("{e:?}")).context("trimming the logs")?;
+        trimmed
+            .map_err(|e| anyhow!("{e:?}"))
+            .context("trimming the logs")?;
         self.deliver_all();
         Ok(())
     }

@@ -52,9 +52,16 @@ pub struct OpenRaft {
 impl OpenRaft {
     /// A group that has elected its leader.
     pub fn new() -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_time().build().context("tokio's runtime")?;
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .context("tokio's runtime")?;
         let replicas = runtime.block_on(Self::start())?;
-        Ok(Self { runtime, replicas, decided: 0 })
+        Ok(Self {
+            runtime,
+            replicas,
+            decided: 0,
+        })
     }
 
     async fn start() -> Result<Vec<Replica>> {
@@ -72,10 +79,25 @@ impl OpenRaft {
         let mut replicas = Vec::new();
         for id in 1..=REPLICAS as u64 {
             let (log, machine) = (Log::default(), Machine::default());
-            let raft = Raft::new(id, config.clone(), network.clone(), log.clone(), machine.clone());
-            replicas.push(Replica { raft: raft.await?, log, machine });
+            let raft = Raft::new(
+                id,
+                config.clone(),
+                network.clone(),
+                log.clone(),
+                machine.clone(),
+            );
+            replicas.push(Replica {
+                raft: raft.await?,
+                log,
+                machine,
+            });
         }
-        network.connect(replicas.iter().map(|replica| replica.raft.clone()).collect());
+        network.connect(
+            replicas
+                .iter()
+                .map(|replica| replica.raft.clone())
+                .collect(),
+        );
         let members: BTreeMap<u64, EmptyNode> =
             (1..=REPLICAS as u64).map(|id| (id, EmptyNode {})).collect();
         let leader = &replicas[0].raft;
@@ -99,7 +121,11 @@ async fn until(what: &str, condition: impl Fn() -> bool) -> Result<()> {
 
 /// Lets the runtime run until all replicas have applied all that was decided.
 async fn all_applied(replicas: &[Replica], decided: u64) -> Result<()> {
-    let applied = || replicas.iter().all(|replica| replica.machine.applied().count() >= decided);
+    let applied = || {
+        replicas
+            .iter()
+            .all(|replica| replica.machine.applied().count() >= decided)
+    };
     until("all replicas have applied what is decided", applied).await
 }
 
@@ -113,13 +139,15 @@ impl Core for OpenRaft {
     }
 
     fn one(&mut self, command: &Command) -> Result<()> {
-        self.runtime.block_on(self.replicas[0].raft.client_write(*command))?;
+        self.runtime
+            .block_on(self.replicas[0].raft.client_write(*command))?;
         self.decided += 1;
         Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {
-        self.runtime.block_on(all_applied(&self.replicas, self.decided))
+        self.runtime
+            .block_on(all_applied(&self.replicas, self.decided))
     }
 
     fn pipelined(&mut self, in_flight: usize, numbers: Range<u64>) -> Result<Duration> {
@@ -138,8 +166,12 @@ impl Core for OpenRaft {
                 {
                     waiting.push_back(leader.client_write_ff(Command::new(number)).await?);
                 }
-                let Some(oldest) = waiting.pop_front() else { break };
-                oldest.await.context("the answer to a command was dropped")??;
+                let Some(oldest) = waiting.pop_front() else {
+                    break;
+                };
+                oldest
+                    .await
+                    .context("the answer to a command was dropped")??;
                 decided += 1;
             }
             all_applied(replicas, last).await?;

@@ -67,7 +67,9 @@ impl Replica {
 
     /// Ends the pass that was begun, if one was.
     fn end(&mut self, out: &mut Vec<Message>) {
-        let Some(ready) = self.begun.take() else { return };
+        let Some(ready) = self.begun.take() else {
+            return;
+        };
         let mut light = self.node.advance(ready);
         if let Some(commit) = light.commit_index() {
             self.log.set_commit(commit);
@@ -169,7 +171,10 @@ impl Core for RaftRs {
         self.replicas[NEAR].begin(&mut self.messages);
         self.deliver_to(LEADER)?;
         self.replicas[LEADER].begin(&mut self.messages);
-        ensure!(self.decided() == before + 1, "a command was not committed by leader and near follower");
+        ensure!(
+            self.decided() == before + 1,
+            "a command was not committed by leader and near follower"
+        );
         Ok(())
     }
 
@@ -189,7 +194,11 @@ impl Core for RaftRs {
             }
             self.deliver_all()?;
             next = window_end;
-            ensure!(self.decided() == next, "decided {} of {next}", self.decided());
+            ensure!(
+                self.decided() == next,
+                "decided {} of {next}",
+                self.decided()
+            );
         }
         Ok(clock.delta(start, clock.raw()))
     }

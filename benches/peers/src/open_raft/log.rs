@@ -73,7 +73,10 @@ impl RaftLogStorage<Types> for Log {
     async fn get_log_state(&mut self) -> Answer<LogState<Types>> {
         let inner = self.lock();
         let last = inner.entries.back().map(|entry| entry.log_id);
-        Ok(LogState { last_purged_log_id: inner.purged, last_log_id: last.or(inner.purged) })
+        Ok(LogState {
+            last_purged_log_id: inner.purged,
+            last_log_id: last.or(inner.purged),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{
-    Entry, EntryPayload, LogId, OptionalSend, Snapshot, SnapshotMeta, StorageError, StoredMembership,
+    Entry, EntryPayload, LogId, OptionalSend, Snapshot, SnapshotMeta, StorageError,
+    StoredMembership,
 };
 
 use super::Types;
@@ -27,7 +28,10 @@ impl Position {
             last_membership: self.membership.clone(),
             snapshot_id: self.last.map(|id| id.to_string()).unwrap_or_default(),
         };
-        Snapshot { meta, snapshot: Box::new(Cursor::new(Vec::new())) }
+        Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(Vec::new())),
+        }
     }
 }
 
@@ -55,7 +59,10 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn applied_state(
         &mut self,
-    ) -> Answer<(Option<LogId<u64>>, StoredMembership<u64, openraft::EmptyNode>)> {
+    ) -> Answer<(
+        Option<LogId<u64>>,
+        StoredMembership<u64, openraft::EmptyNode>,
+    )> {
         Ok((self.position.last, self.position.membership.clone()))
     }
 

@@ -7,8 +7,8 @@ use openraft::Raft;
 use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError};
 use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
 
 use super::Types;
@@ -30,8 +30,14 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Connection {
-        let replicas = self.0.get().expect("replicas are connected before they are initialised");
-        Connection { target, peer: replicas[target as usize - 1].clone() }
+        let replicas = self
+            .0
+            .get()
+            .expect("replicas are connected before they are initialised");
+        Connection {
+            target,
+            peer: replicas[target as usize - 1].clone(),
+        }
     }
 }
 
@@ -60,7 +66,11 @@ impl RaftNetwork<Types> for Connection {
         answer.map_err(|e| RemoteError::new(self.target, e).into())
     }
 
-    async fn vote(&mut self, request: VoteRequest<u64>, _option: RPCOption) -> Answer<VoteResponse<u64>> {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Answer<VoteResponse<u64>> {
         let answer = self.peer.vote(request).await;
         answer.map_err(|e| RemoteError::new(self.target, e).into())
     }

@@ -97,7 +97,9 @@ impl Storage for Log {
             return Ok(inner.before.1);
         }
         let entry = inner.entries.get(inner.position(index)?);
-        entry.map(|entry| entry.term).ok_or(Error::Store(StorageError::Unavailable))
+        entry
+            .map(|entry| entry.term)
+            .ok_or(Error::Store(StorageError::Unavailable))
     }
 
     fn first_index(&self) -> Result<u64, Error> {
