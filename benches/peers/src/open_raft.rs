@@ -20,7 +20,7 @@ use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::yield_now;
 
-use crate::core::{Applied, Command, Core, REPLICAS};
+use crate::contestant::{Applied, Command, Core, REPLICAS};
 use log::Log;
 use machine::Machine;
 use network::Network;
@@ -134,8 +134,8 @@ impl Core for OpenRaft {
         "openraft"
     }
 
-    fn setup(&self) -> &'static str {
-        "tokio current-thread, client_write"
+    fn setup(&self) -> String {
+        "1 thread, tokio current-thread, client_write".into()
     }
 
     fn one(&mut self, command: &Command) -> Result<()> {

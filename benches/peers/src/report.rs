@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::core::{COMMAND_SIZE, REPLICAS};
+use crate::contestant::{COMMAND_SIZE, REPLICAS};
 use crate::host::Host;
 use crate::rounds::{Figures, Plan};
 use crate::stats::Percentiles;
@@ -25,7 +25,7 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 struct Peer {
     name: &'static str,
-    setup: &'static str,
+    setup: String,
     one: Percentiles,
     one_p50_lowest_round: u64,
     one_p50_highest_round: u64,
@@ -41,6 +41,8 @@ struct Ratios {
     omnipaxos_over_mu: Option<f64>,
     raft_rs_over_mu: Option<f64>,
     openraft_over_mu: Option<f64>,
+    omnipaxos_2_threads_over_mu: Option<f64>,
+    raft_rs_2_threads_over_mu: Option<f64>,
 }
 
 impl Ratios {
@@ -56,6 +58,8 @@ impl Ratios {
             omnipaxos_over_mu: over_mu("omnipaxos"),
             raft_rs_over_mu: over_mu("raft-rs"),
             openraft_over_mu: over_mu("openraft"),
+            omnipaxos_2_threads_over_mu: over_mu("omnipaxos-2-threads"),
+            raft_rs_2_threads_over_mu: over_mu("raft-rs-2-threads"),
         }
     }
 }
@@ -64,7 +68,7 @@ impl Report {
     pub fn new(host: Host, figures: &[Figures], plan: &Plan, pinning: &[usize]) -> Self {
         let peer = |f: &Figures| Peer {
             name: f.name,
-            setup: f.setup,
+            setup: f.setup.clone(),
             one: f.one,
             one_p50_lowest_round: f.p50_low,
             one_p50_highest_round: f.p50_high,
@@ -92,7 +96,7 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "{:<11}{:>9}{:>18}{:>9}{:>9}{:>9}{:>11}{:>12}  set-up",
+            "{:<20}{:>9}{:>15}{:>9}{:>9}{:>9}{:>11}{:>12}  set-up",
             "", "p50 ns", "(rounds)", "p90", "p99", "p99.9", "max", "pipelined/s"
         );
         for peer in &self.peers {
@@ -103,7 +107,7 @@ impl Report {
             let (one, rate) = (&peer.one, peer.pipelined_ops_per_s);
             let _ = writeln!(
                 out,
-                "{:<11}{:>9}{:>18}{:>9}{:>9}{:>9}{:>11}{:>12}  {}; {} in flight",
+                "{:<20}{:>9}{:>15}{:>9}{:>9}{:>9}{:>11}{:>12}  {}; {} in flight",
                 peer.name,
                 one.p50,
                 rounds,
@@ -121,10 +125,15 @@ impl Report {
             ("omnipaxos", self.ratios.omnipaxos_over_mu),
             ("raft-rs", self.ratios.raft_rs_over_mu),
             ("openraft", self.ratios.openraft_over_mu),
+            (
+                "omnipaxos-2-threads",
+                self.ratios.omnipaxos_2_threads_over_mu,
+            ),
+            ("raft-rs-2-threads", self.ratios.raft_rs_2_threads_over_mu),
         ];
         for (name, ratio) in ratios {
             let ratio = ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
-            let _ = writeln!(out, "p50 of {name:<9} over p50 of mu  {ratio:>8}");
+            let _ = writeln!(out, "p50 of {name:<19} over p50 of mu  {ratio:>8}");
         }
         out.push_str(
             "\nEvery command was decided, and applied by all three replicas, once and in order.\n",
@@ -154,7 +163,7 @@ mod tests {
             max: p50,
             count: 2,
         };
-        let (setup, rate) = ("in a test", 1e6);
+        let (setup, rate) = ("in a test".into(), 1e6);
         Figures {
             name,
             setup,
@@ -184,7 +193,7 @@ mod tests {
         let report = Report::new(Host::new(), &[figures("omnipaxos", 330)], &PLAN, &[0]);
         let json = serde_json::to_value(&report).unwrap();
         let ratios = json["ratios"].as_object().unwrap();
-        assert_eq!(ratios.len(), 3);
+        assert_eq!(ratios.len(), 5);
         assert!(ratios.values().all(serde_json::Value::is_null));
         assert!(
             report.table().contains("over p50 of mu         -"),

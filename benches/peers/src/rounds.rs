@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result, ensure};
 use quanta::Clock;
 
-use crate::core::{Command, Core, REPLICAS};
+use crate::contestant::{Command, Core, REPLICAS};
 use crate::stats::{Percentiles, Recorder, median};
 
 /// How much is run.
@@ -26,7 +26,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Figures {
     pub name: &'static str,
-    pub setup: &'static str,
+    pub setup: String,
     pub one: Percentiles,
     /// The p50 of the best and of the worst round.
     pub p50_low: u64,
@@ -152,7 +152,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::Applied;
+    use crate::contestant::Applied;
 
     const PLAN: Plan = Plan {
         rounds: 3,
@@ -223,8 +223,8 @@ mod tests {
             self.name
         }
 
-        fn setup(&self) -> &'static str {
-            "in a test"
+        fn setup(&self) -> String {
+            "in a test".into()
         }
 
         fn wake(&mut self) -> Result<()> {

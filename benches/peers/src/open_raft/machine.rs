@@ -10,7 +10,7 @@ use openraft::{
 };
 
 use super::Types;
-use crate::core::Applied;
+use crate::contestant::Applied;
 
 type Answer<T> = Result<T, StorageError<u64>>;
 

@@ -77,11 +77,11 @@ impl Applied {
 
 /// A group of three replicas that decides commands.
 pub trait Core {
-    /// Its name in the output: `raft-rs`, `openraft`, `omnipaxos`, `mu`.
+    /// Its name in the output: such as `omnipaxos`.
     fn name(&self) -> &'static str;
 
     /// How it was set up, for the reader of the figures.
-    fn setup(&self) -> &'static str;
+    fn setup(&self) -> String;
 
     /// Before a slice: what sleeps while others are measured wakes up.
     fn wake(&mut self) -> Result<()> {
