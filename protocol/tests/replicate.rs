@@ -148,7 +148,7 @@ fn commands_that_are_too_long_or_too_many_are_refused() {
     let leader = group.elect();
     let engine = &mut group.node(leader).replica.replication;
     assert_eq!(
-        engine.submit(0, 0, &[0; 4097]),
+        engine.submit(0, 0, &[0; 3001]),
         Err(Refused::TooLarge {
             bytes: 3001,
             limit: 3000
