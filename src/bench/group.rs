@@ -224,7 +224,7 @@ impl Follower {
                 ..Exchange::default()
             })?;
         }
-        let mut quiet = 0;
+        let mut quiet = 0u32;
         let mut heard = Instant::now();
         while words[DONE].load(Ordering::Acquire) == 0 && words[DEAD].load(Ordering::Acquire) == 0 {
             let worked = member

@@ -24,7 +24,7 @@ struct Place {
 }
 
 /// The memory that is written to.
-pub(crate) struct Target<C: Context>(#[expect(dead_code, reason = "it only has to live")] End<C>);
+pub(crate) struct Target<C: Context>(End<C>);
 
 impl<C: Context> Target<C> {
     /// Opens it and connects to the writer at the other end of `link`.

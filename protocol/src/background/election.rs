@@ -46,6 +46,8 @@ pub struct PeerSight {
 pub struct Sight {
     /// The own promise.
     pub promise: Epoch,
+    /// When it was made.
+    pub promised_ns: u64,
     /// What this replica is.
     pub standing: Standing,
     /// Its replication engine makes progress.
@@ -99,8 +101,6 @@ pub struct Election {
     attempts: u32,
     /// Since when only lower ids have kept this replica from standing.
     waiting_ns: Option<u64>,
-    /// The promise as last seen, and since when it has been that.
-    promised: (Epoch, u64),
 }
 
 /// Attempts after which time-outs and pauses grow no more.
@@ -122,7 +122,6 @@ impl Election {
             state: State::Idle,
             attempts: 0,
             waiting_ns: None,
-            promised: (Epoch::NONE, 0),
         }
     }
 
@@ -143,9 +142,6 @@ impl Election {
     pub fn next(&mut self, sight: &Sight, now_ns: u64) -> Option<Move> {
         if self.leader_in(sight) {
             self.attempts = 0;
-        }
-        if sight.promise != self.promised.0 {
-            self.promised = (sight.promise, now_ns);
         }
         match self.state {
             State::Standing { epoch, until_ns } => {
@@ -215,15 +211,13 @@ impl Election {
         if voters + 1 < self.members.quorum() {
             return Some(Why::Minority);
         }
-        let leads = |peer: &PeerSight| peer.leads != Epoch::NONE && peer.leads >= sight.promise;
-        // What the peers say of themselves is as old as the last heartbeat, so one that was just promised an epoch gets
-        // the time of an attempt before its silence counts.
-        let given_time = sight.promise == self.promised.0
-            && now_ns.saturating_sub(self.promised.1) < self.election_ns
-            && self
-                .live(sight)
-                .any(|(id, _)| sight.promise.owner() == Some(id));
-        if given_time || self.live(sight).any(|(_, peer)| leads(peer)) {
+        // Who has just got the promise is given the time to show itself in its public line.
+        let recent = now_ns.saturating_sub(sight.promised_ns) < self.election_ns;
+        let heir = sight.promise.owner().filter(|_| recent);
+        let leads = |id: ReplicaId, peer: &PeerSight| {
+            heir == Some(id) || (peer.leads != Epoch::NONE && peer.leads >= sight.promise)
+        };
+        if self.live(sight).any(|(id, peer)| leads(id, peer)) {
             return Some(Why::Led);
         }
         let in_sight: Members = self.live(sight).map(|(id, _)| id).collect();
@@ -328,6 +322,7 @@ mod tests {
         }
         Sight {
             promise: Epoch::NONE,
+            promised_ns: 0,
             standing: VOTER,
             fit: true,
             resigned: Epoch::NONE,
@@ -422,26 +417,27 @@ mod tests {
         );
     }
 
-    /// What replica 0 of 3 does once whoever got its promise has had the time of an attempt.
-    fn later(sight: &Sight) -> Option<Move> {
-        let mut election = election(0, 3);
-        if let Some(owner) = sight.promise.owner().filter(|owner| owner.get() != 0) {
-            assert_eq!(
-                election.next(sight, 0),
-                None,
-                "{owner} was just promised an epoch"
-            );
-        }
-        election.next(sight, 2 * MS)
-    }
-
     #[test]
     fn a_leader_below_the_own_promise_is_none_and_one_in_sight_is_judged_by_itself() {
         let mut sight = sight(0, 3);
         sight.promise = epoch(5, 2);
         sight.peers[1].leads = epoch(4, 1);
         sight.peers[2].sees_leading = Members::NONE.with(id(1)).with(id(0));
-        assert_eq!(later(&sight), Some(Move::Stand(epoch(6, 0))));
+        assert_eq!(
+            election(0, 3).next(&sight, 5 * MS),
+            Some(Move::Stand(epoch(6, 0)))
+        );
+    }
+
+    #[test]
+    fn who_was_just_granted_is_left_alone_for_a_while_unless_it_dies() {
+        let mut sight = sight(0, 3);
+        (sight.promise, sight.promised_ns) = (epoch(5, 2), 10 * MS);
+        assert_eq!(election(0, 3).next(&sight, 11 * MS), None);
+        let mut dead = sight;
+        dead.peers[2].alive = false;
+        assert!(election(0, 3).next(&dead, 11 * MS).is_some());
+        assert!(election(0, 3).next(&sight, 12 * MS).is_some());
     }
 
     #[test]
@@ -455,7 +451,10 @@ mod tests {
                 2 => sight.peers[2].asks = high,
                 _ => sight.peers[2].refused_by = high,
             }
-            assert_eq!(later(&sight), Some(Move::Stand(epoch(10, 0))));
+            assert_eq!(
+                election(0, 3).next(&sight, 5 * MS),
+                Some(Move::Stand(epoch(10, 0)))
+            );
         }
         let mut spent = sight(0, 3);
         spent.promise = Epoch(u64::MAX);
