@@ -128,6 +128,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         }
         Sight {
             promise: self.granter.arbiter().promise(),
+            promised_ns: self.granter.promised_ns(),
             standing,
             fit: self.pulse.is_fit(),
             resigned: self.shared.resigned(),

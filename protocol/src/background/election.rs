@@ -46,6 +46,8 @@ pub struct PeerSight {
 pub struct Sight {
     /// The own promise.
     pub promise: Epoch,
+    /// When it was made.
+    pub promised_ns: u64,
     /// What this replica is.
     pub standing: Standing,
     /// Its replication engine makes progress.
@@ -184,7 +186,7 @@ impl Election {
 
     /// What keeps this replica from standing.
     pub fn blocked(&mut self, sight: &Sight, now_ns: u64) -> Option<Why> {
-        let why = self.blocked_by_others(sight);
+        let why = self.blocked_by_others(sight, now_ns);
         if why.is_some() {
             self.waiting_ns = None;
             return why;
@@ -200,7 +202,7 @@ impl Election {
             .then_some(Why::Lower)
     }
 
-    fn blocked_by_others(&self, sight: &Sight) -> Option<Why> {
+    fn blocked_by_others(&self, sight: &Sight, now_ns: u64) -> Option<Why> {
         let Standing { role, voter } = sight.standing;
         if !(sight.fit && voter && role == Role::Follower) {
             return Some(Why::NotEligible);
@@ -209,8 +211,13 @@ impl Election {
         if voters + 1 < self.members.quorum() {
             return Some(Why::Minority);
         }
-        let leads = |peer: &PeerSight| peer.leads != Epoch::NONE && peer.leads >= sight.promise;
-        if self.live(sight).any(|(_, peer)| leads(peer)) {
+        // Who has just got the promise is given the time to show itself in its public line.
+        let recent = now_ns.saturating_sub(sight.promised_ns) < self.election_ns;
+        let heir = sight.promise.owner().filter(|_| recent);
+        let leads = |id: ReplicaId, peer: &PeerSight| {
+            heir == Some(id) || (peer.leads != Epoch::NONE && peer.leads >= sight.promise)
+        };
+        if self.live(sight).any(|(id, peer)| leads(id, peer)) {
             return Some(Why::Led);
         }
         let in_sight: Members = self.live(sight).map(|(id, _)| id).collect();
@@ -315,6 +322,7 @@ mod tests {
         }
         Sight {
             promise: Epoch::NONE,
+            promised_ns: 0,
             standing: VOTER,
             fit: true,
             resigned: Epoch::NONE,
@@ -416,9 +424,20 @@ mod tests {
         sight.peers[1].leads = epoch(4, 1);
         sight.peers[2].sees_leading = Members::NONE.with(id(1)).with(id(0));
         assert_eq!(
-            election(0, 3).next(&sight, 0),
+            election(0, 3).next(&sight, 5 * MS),
             Some(Move::Stand(epoch(6, 0)))
         );
+    }
+
+    #[test]
+    fn who_was_just_granted_is_left_alone_for_a_while_unless_it_dies() {
+        let mut sight = sight(0, 3);
+        (sight.promise, sight.promised_ns) = (epoch(5, 2), 10 * MS);
+        assert_eq!(election(0, 3).next(&sight, 11 * MS), None);
+        let mut dead = sight;
+        dead.peers[2].alive = false;
+        assert!(election(0, 3).next(&dead, 11 * MS).is_some());
+        assert!(election(0, 3).next(&sight, 12 * MS).is_some());
     }
 
     #[test]
@@ -433,7 +452,7 @@ mod tests {
                 _ => sight.peers[2].refused_by = high,
             }
             assert_eq!(
-                election(0, 3).next(&sight, 0),
+                election(0, 3).next(&sight, 5 * MS),
                 Some(Move::Stand(epoch(10, 0)))
             );
         }

@@ -69,6 +69,11 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
         &self.arbiter
     }
 
+    /// When the last promise was made.
+    pub(crate) fn promised_ns(&self) -> u64 {
+        self.promised_ns
+    }
+
     /// The flags with which the log queue pair of `peer` goes to INIT.
     pub(crate) fn init_access(&self, peer: ReplicaId) -> Access {
         self.right(peer).init_access()

@@ -74,7 +74,7 @@ pub struct PeerView {
 pub struct View {
     /// The promise.
     pub promise: Epoch,
-    /// Who may write the own log.
+    /// Who may write the own log, this replica included.
     pub holder: Option<ReplicaId>,
     /// Whose right is still to be revoked.
     pub leaving: Members,
@@ -111,7 +111,7 @@ impl<C: mu_verbs::Context, Z: Zoo> Background<C, Z> {
         let arbiter = self.granter.arbiter();
         View {
             promise: arbiter.promise(),
-            holder: arbiter.holder(),
+            holder: self.shared.holder(),
             leaving: arbiter.leaving(),
             standing: self.election.standing(),
             fit: self.pulse.is_fit(),
