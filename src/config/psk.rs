@@ -78,6 +78,11 @@ impl Psk {
         let end = end.strip_suffix(b"\r").unwrap_or(end);
         Self::from_text(end).map_err(|wrong| format!("{name} holds {wrong}"))
     }
+
+    /// The secret itself.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// A key written in hex, its prefix and a little more.
