@@ -246,14 +246,11 @@ fn half_open_connections_are_bounded_and_hinder_nobody() {
     });
     let zero = cluster.start(0, 1);
     assert_eq!((next(&zero), next(&one)), (up(1, 1), up(0, 1)));
-    assert_eq!(
-        one.counters().refused(RefusalKind::TimeOut),
-        0,
-        "it had to wait for a place"
-    );
     for raw in &mut silent[..EXTRA] {
         assert!(raw.is_closed());
     }
+    // They made room; they were not sent away for their time, nor did anybody wait for that.
+    assert_eq!(one.counters().refused(RefusalKind::TimeOut), 0);
 }
 
 #[test]
