@@ -18,6 +18,7 @@ const ONE_KEY: Shape = Shape {
     ops_per_client: 1000,
     keys: 1,
     values: 1_000_000,
+    plain: false,
     unknown_per_mille: 0,
     pause_ns: 10,
     way_ns: 1000,
@@ -26,19 +27,88 @@ const ONE_KEY: Shape = Shape {
 fn main() {
     let shapes = [
         ("8 clients x 1,000, one key, never quiet", ONE_KEY),
-        ("the same, few values", Shape { values: 3, ..ONE_KEY }),
-        ("the same, 5 of 1,000 unanswered", Shape { unknown_per_mille: 5, ..ONE_KEY }),
-        ("the same, 50 of 1,000 unanswered", Shape { unknown_per_mille: 50, ..ONE_KEY }),
-        ("few values, 50 of 1,000 unanswered", Shape { values: 3, unknown_per_mille: 50, ..ONE_KEY }),
-        ("64 clients x 1,000, one key", Shape { clients: 64, ..ONE_KEY }),
-        ("64 clients x 1,000, 8 keys", Shape { clients: 64, keys: 8, ..ONE_KEY }),
+        (
+            "the same, few values",
+            Shape {
+                values: 3,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "the same, 5 of 1,000 unanswered",
+            Shape {
+                unknown_per_mille: 5,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "the same, 50 of 1,000 unanswered",
+            Shape {
+                unknown_per_mille: 50,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "puts and gets",
+            Shape {
+                plain: true,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "puts and gets, 5 of 1,000 unanswered",
+            Shape {
+                plain: true,
+                unknown_per_mille: 5,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "puts and gets, 50 of 1,000 unanswered",
+            Shape {
+                plain: true,
+                unknown_per_mille: 50,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "few values, 50 of 1,000 unanswered",
+            Shape {
+                values: 3,
+                unknown_per_mille: 50,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "64 clients x 1,000, one key",
+            Shape {
+                clients: 64,
+                ..ONE_KEY
+            },
+        ),
+        (
+            "64 clients x 1,000, 8 keys",
+            Shape {
+                clients: 64,
+                keys: 8,
+                ..ONE_KEY
+            },
+        ),
         (
             "4 clients x 25,000, one key, mostly quiet",
-            Shape { clients: 4, ops_per_client: 25_000, pause_ns: 10_000, ..ONE_KEY },
+            Shape {
+                clients: 4,
+                ops_per_client: 25_000,
+                pause_ns: 10_000,
+                ..ONE_KEY
+            },
         ),
         (
             "8 clients x 125,000, one key, never quiet",
-            Shape { ops_per_client: 125_000, ..ONE_KEY },
+            Shape {
+                ops_per_client: 125_000,
+                ..ONE_KEY
+            },
         ),
     ];
     for (name, shape) in shapes {
@@ -48,7 +118,10 @@ fn main() {
         let begun = Instant::now();
         check_order(&Kv, &history, &places).expect("lawful");
         let stale = stale_reads(&history).expect("well formed").len();
-        println!("  order of the log and {stale} stale reads: {:?}", begun.elapsed());
+        println!(
+            "  order of the log and {stale} stale reads: {:?}",
+            begun.elapsed()
+        );
     }
 }
 
@@ -61,13 +134,18 @@ fn timed(name: &str, history: &History<Kv>) {
         Verdict::Violation(violation) => format!("no, at operation {}", violation.culprit),
         unknown => unknown.to_string(),
     };
-    println!("{name}: {} operations, {verdict}: {took:?}", history.operations().len());
+    println!(
+        "{name}: {} operations, {verdict}: {took:?}",
+        history.operations().len()
+    );
 }
 
 /// The last answered read returns what nobody wrote.
 fn with_phantom(history: &History<Kv>) -> History<Kv> {
     let mut operations = history.operations().to_vec();
-    let reads = operations.iter_mut().filter(|o| matches!(o.op, KvOp::Get { .. }));
+    let reads = operations
+        .iter_mut()
+        .filter(|o| matches!(o.op, KvOp::Get { .. }));
     if let Some(Outcome::Returned { output, .. }) = reads
         .map(|operation| &mut operation.outcome)
         .filter(|outcome| matches!(outcome, Outcome::Returned { .. }))

@@ -61,7 +61,10 @@ impl<M: Model> fmt::Display for Operation<M> {
         let (client, op, invoked) = (self.client, &self.op, self.invoked_ns);
         match &self.outcome {
             Outcome::Returned { at_ns, output } => {
-                write!(f, "client {client}: {op:?} -> {output:?} in [{invoked}, {at_ns}] ns")
+                write!(
+                    f,
+                    "client {client}: {op:?} -> {output:?} in [{invoked}, {at_ns}] ns"
+                )
             }
             Outcome::Unknown => write!(f, "client {client}: {op:?} -> unknown, from {invoked} ns"),
         }
@@ -73,7 +76,9 @@ impl<M: Model> fmt::Display for Operation<M> {
 #[non_exhaustive]
 pub enum Malformed {
     /// An answer came before its question.
-    #[error("operation {op} was invoked at {invoked_ns} ns and answered before, at {returned_ns} ns: one clock?")]
+    #[error(
+        "operation {op} was invoked at {invoked_ns} ns and answered before, at {returned_ns} ns: one clock?"
+    )]
     AnsweredBeforeInvoked {
         /// Which.
         op: OpId,

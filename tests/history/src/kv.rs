@@ -90,4 +90,8 @@ impl Model for Kv {
     fn read_only(&self, op: &KvOp) -> bool {
         matches!(op, KvOp::Get { .. })
     }
+
+    fn overwrites(&self, op: &KvOp) -> bool {
+        matches!(op, KvOp::Put { .. })
+    }
 }

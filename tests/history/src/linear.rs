@@ -11,9 +11,8 @@ use crate::model::Model;
 use crate::search::{Depth, Found, Search};
 use crate::timeline::Timeline;
 
-/// Steps to give to a key where nothing speaks for another number. A step tries one operation in one place and may keep
-/// about 100 bytes until the key is done.
-pub const DEFAULT_BUDGET_STEPS: u64 = 5_000_000;
+/// Steps to give to a key where nothing speaks for another number. A step applies one operation to one state.
+pub const DEFAULT_BUDGET_STEPS: u64 = 100_000_000;
 
 /// How much of the placed operations a message shows.
 const SHOWN: usize = 10;
@@ -47,7 +46,10 @@ impl<M: Model> fmt::Display for Verdict<M> {
             Self::Linearizable => write!(f, "linearizable"),
             Self::Violation(violation) => write!(f, "not linearizable: {violation}"),
             Self::Unknown { key, steps } => {
-                write!(f, "unknown: key {key:?} was given up after {steps} steps, give it more")
+                write!(
+                    f,
+                    "unknown: key {key:?} was given up after {steps} steps, give it more"
+                )
             }
         }
     }
@@ -94,11 +96,23 @@ pub struct Misfit<M: Model> {
 impl<M: Model> fmt::Display for Violation<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (key, culprit) = (&self.key, self.culprit);
-        writeln!(f, "no order of the operations on key {key:?} explains operation {culprit}")?;
+        writeln!(
+            f,
+            "no order of the operations on key {key:?} explains operation {culprit}"
+        )?;
         let hidden = self.prefix.len().saturating_sub(SHOWN);
-        writeln!(f, "  placed, the last {} of {}:", self.prefix.len() - hidden, self.prefix.len())?;
+        writeln!(
+            f,
+            "  placed, the last {} of {}:",
+            self.prefix.len() - hidden,
+            self.prefix.len()
+        )?;
         for placed in &self.prefix[hidden..] {
-            writeln!(f, "    {:>6}  {}; then {:?}", placed.op, placed.operation, placed.after)?;
+            writeln!(
+                f,
+                "    {:>6}  {}; then {:?}",
+                placed.op, placed.operation, placed.after
+            )?;
         }
         writeln!(f, "  state: {:?}", self.state)?;
         write!(f, "  may come next:")?;
@@ -138,7 +152,7 @@ pub fn check<M: Model>(
     for (key, ops) in keys {
         let timeline = Timeline::new(model, history, &ops);
         let mut search = Search::new(model, history, &timeline);
-        match search.run(model.initial(&key), budget_steps) {
+        match search.run(&model.initial(&key), budget_steps) {
             Found::Order => {}
             Found::Nothing(depth) => {
                 let violation = witness(model, history, &timeline, key, depth);

@@ -58,7 +58,10 @@ pub fn stale_reads(history: &History<Kv>) -> Result<Vec<OpId>, Malformed> {
         let Some(newest_ns) = writes.newest_begun_ns(operation.invoked_ns) else {
             continue;
         };
-        if writes.over_ns(*value).is_none_or(|over_ns| over_ns < newest_ns) {
+        if writes
+            .over_ns(*value)
+            .is_none_or(|over_ns| over_ns < newest_ns)
+        {
             stale.push(op);
         }
     }
@@ -98,7 +101,9 @@ impl Writes {
 
     /// The latest invocation among the writes answered before `at_ns`.
     fn newest_begun_ns(&self, at_ns: u64) -> Option<u64> {
-        let answered = self.acked.partition_point(|write| write.returned_ns < at_ns);
+        let answered = self
+            .acked
+            .partition_point(|write| write.returned_ns < at_ns);
         self.newest_ns.get(answered.checked_sub(1)?).copied()
     }
 

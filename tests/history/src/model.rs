@@ -27,4 +27,8 @@ pub trait Model: Clone + Debug {
     /// Does `op` leave every state as it is? Saying so of reads lets the checker place them at once, and forget those
     /// whose answer never came. `false` is always right.
     fn read_only(&self, op: &Self::Op) -> bool;
+
+    /// Does `op` leave the same state whatever was there before? Saying so of plain writes lets the checker see that
+    /// one without an answer makes no difference to the next. `false` is always right.
+    fn overwrites(&self, op: &Self::Op) -> bool;
 }

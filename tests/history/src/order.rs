@@ -136,7 +136,9 @@ fn one_place_each<M: Model>(
     let len = operations.len();
     let mut placed: Vec<Option<Place>> = vec![None; len];
     for &(op, second) in places {
-        let place = placed.get_mut(op).ok_or(Malformed::NoSuchOperation { op, len })?;
+        let place = placed
+            .get_mut(op)
+            .ok_or(Malformed::NoSuchOperation { op, len })?;
         if let Some(first) = place.replace(second) {
             return Err(OrderViolation::AppliedTwice { op, first, second });
         }
@@ -155,7 +157,10 @@ fn one_place_each<M: Model>(
 
 fn one_entry_an_index(in_order: &[(OpId, Place)]) -> Result<(), OrderViolation> {
     for pair in in_order.windows(2) {
-        if let [(first, Place::Applied { index }), (second, Place::Applied { index: other })] = *pair
+        if let [
+            (first, Place::Applied { index }),
+            (second, Place::Applied { index: other }),
+        ] = *pair
             && index == other
         {
             return Err(OrderViolation::SameIndex {
@@ -178,7 +183,9 @@ fn answers_follow<M: Model>(
     for &(op, place) in in_order {
         let operation = &history.operations()[op];
         let key = model.key(&operation.op);
-        let state = states.entry(key.clone()).or_insert_with(|| model.initial(&key));
+        let state = states
+            .entry(key.clone())
+            .or_insert_with(|| model.initial(&key));
         let (after, by_the_log) = model.apply(state, &operation.op);
         *state = after;
         if let Some(answered) = operation.output()
@@ -205,7 +212,11 @@ fn time_agrees<M: Model>(
         if let Some(place) = placed[op] {
             // At the same time, invocations come first: equal times leave the order open.
             events.push((operation.invoked_ns, false, op, place));
-            events.extend(operation.returned_ns().map(|at_ns| (at_ns, true, op, place)));
+            events.extend(
+                operation
+                    .returned_ns()
+                    .map(|at_ns| (at_ns, true, op, place)),
+            );
         }
     }
     events.sort_by_key(|&(at_ns, is_response, op, _)| (at_ns, is_response, op));

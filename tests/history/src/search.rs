@@ -4,13 +4,14 @@
 //! the one the client saw, else take it back. A configuration is (which operations have a place, state); one seen before
 //! is not entered again. How the first part is kept small is told in [`crate::timeline`].
 //!
-//! Four things keep the tree thin:
+//! What keeps the tree thin:
 //! - A read that fits now is placed now, without an alternative: it changes nothing, so if it fits later as well,
 //!   nothing is lost by having it here.
-//! - Operations without an answer come last, and only where everything else was tried.
-//! - They need not have a place at all. So of two configurations alike but for them, the one that used fewer of them
-//!   (a subset) can do all that the other can, and the other is not entered.
-//! - Of equal ones, the earliest goes first.
+//! - What fits here and did not fit a step ago goes first: likely it has been waiting for this very state.
+//! - Operations without an answer need not have a place at all. So of two configurations alike but for them, the one
+//!   that used fewer of them (a subset) can do all that the other can, and the other is not entered.
+//! - They come last, and only where they let something happen that could not happen without them. Of equal ones, the
+//!   earliest goes first. Chains of them are looked for by length: first as if none may follow another.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -69,7 +70,10 @@ impl Bits {
 
     fn is_subset(&self, of: &Self) -> bool {
         let beyond = |at: usize| of.0.get(at).copied().unwrap_or(0);
-        self.0.iter().enumerate().all(|(at, &word)| word & !beyond(at) == 0)
+        self.0
+            .iter()
+            .enumerate()
+            .all(|(at, &word)| word & !beyond(at) == 0)
     }
 }
 
@@ -80,6 +84,9 @@ struct Config<S> {
     ahead: Bits,
     state: S,
 }
+
+/// Ranks that may come next.
+type SmallRanks = SmallVec<[usize; 16]>;
 
 /// One step of the search.
 #[derive(Clone, Copy)]
@@ -93,12 +100,13 @@ enum Move {
 /// A configuration that was entered: what is left to try from it, and how to get back.
 struct Frame<S> {
     state: S,
-    /// What may come next is `Search::candidates` from `start` to `end`, and `next` is to be tried next.
+    /// What may come next is `Search::moves` from `start` on, and `next` is to be tried next.
     start: usize,
     next: usize,
-    end: usize,
-    /// The next unanswered one to try, once the candidates are used up; `None` if a read settles what comes next.
-    next_open: Option<usize>,
+    /// The unanswered operations are not among them yet.
+    open_left: bool,
+    /// How many unanswered operations were placed last, without an answered one between.
+    chain: usize,
     /// The rank before the move now being explored, and the move.
     rank: usize,
     made: Option<Move>,
@@ -124,8 +132,11 @@ pub(crate) struct Search<'a, M: Model> {
     /// For each configuration the smallest sets of unanswered operations that it was entered with.
     seen: HashMap<Config<M::State>, SmallVec<[Bits; 1]>>,
     frames: Vec<Frame<M::State>>,
-    candidates: Vec<usize>,
+    moves: Vec<Move>,
     steps: u64,
+    /// The longest chain of unanswered operations that is looked for, and whether that left one out.
+    longest_chain: usize,
+    chain_cut: bool,
 }
 
 impl<'a, M: Model> Search<'a, M> {
@@ -148,31 +159,40 @@ impl<'a, M: Model> Search<'a, M> {
             used: Bits::default(),
             seen: HashMap::new(),
             frames: Vec::new(),
-            candidates: Vec::new(),
+            moves: Vec::new(),
             steps: 0,
+            longest_chain: usize::MAX,
+            chain_cut: false,
         }
     }
 
-    /// Applications of an operation so far.
+    /// Applications of an operation to a state so far.
     pub(crate) fn steps(&self) -> u64 {
         self.steps
     }
 
     /// Runs until there is an order, or there is none, or `budget` steps were made.
-    pub(crate) fn run(&mut self, initial: M::State, budget: u64) -> Found {
-        let mut deepest = Depth::default();
-        match self.explore(initial, budget, |depth| {
-            deepest = deepest.max(depth);
-            false
-        }) {
-            Some(true) => Found::Order,
-            Some(false) => Found::Nothing(deepest),
-            None => Found::OutOfSteps,
+    pub(crate) fn run(&mut self, initial: &M::State, budget: u64) -> Found {
+        self.longest_chain = 1;
+        loop {
+            self.chain_cut = false;
+            self.seen.clear();
+            let mut deepest = Depth::default();
+            let found = self.explore(initial.clone(), budget, |depth| {
+                deepest = deepest.max(depth);
+                false
+            });
+            match found {
+                Some(true) => return Found::Order,
+                Some(false) if self.chain_cut => self.longest_chain *= 2,
+                Some(false) => return Found::Nothing(deepest),
+                None => return Found::OutOfSteps,
+            }
         }
     }
 
-    /// Goes the same way again, and stops where the search first came to `depth`. Afterwards [`Self::path`] and
-    /// [`Self::pending`] tell of that place.
+    /// Goes the same way again in a fresh search, and stops where the other one first came to `depth`. Afterwards
+    /// [`Self::path`] and [`Self::pending`] tell of that place.
     pub(crate) fn replay(&mut self, initial: M::State, depth: Depth) {
         self.explore(initial, u64::MAX, |at| at == depth);
     }
@@ -186,7 +206,10 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// The state reached, and the answered operations that may come next.
     pub(crate) fn pending(&self) -> (&M::State, Vec<OpId>) {
-        let frame = self.frames.last().expect("a search that stopped stands at a configuration");
+        let frame = self
+            .frames
+            .last()
+            .expect("a search that stopped stands at a configuration");
         let mut ops = Vec::new();
         self.each_candidate(|rank| ops.push(self.timeline.answered[rank].op));
         (&frame.state, ops)
@@ -213,7 +236,7 @@ impl<'a, M: Model> Search<'a, M> {
             if self.steps >= budget {
                 return None;
             }
-            self.steps += 1;
+            self.steps += 2;
             let Some(state) = self.apply(made) else {
                 continue;
             };
@@ -231,6 +254,10 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn is_complete(&self) -> bool {
         self.depth.rank == self.timeline.answered.len()
+    }
+
+    fn op(&self, op: OpId) -> &'a M::Op {
+        &self.history.operations()[op].op
     }
 
     fn op_of(&self, made: Move) -> OpId {
@@ -263,77 +290,174 @@ impl<'a, M: Model> Search<'a, M> {
         Some(first.returned_ns)
     }
 
-    /// Opens a frame for the configuration just reached.
+    /// Opens a frame for the configuration just reached, with the answered operations that fit there.
     fn enter(&mut self, state: M::State) {
-        let start = self.candidates.len();
-        let mut candidates = std::mem::take(&mut self.candidates);
-        let mut read = None;
+        let start = self.moves.len();
+        let (mut waited, mut others, mut read) = (SmallRanks::new(), SmallRanks::new(), None);
+        let chain = match self.frames.last() {
+            Some(frame) if matches!(frame.made, Some(Move::Open(_))) => frame.chain + 1,
+            _ => 0,
+        };
+        let mut steps = 0;
         self.each_candidate(|rank| {
-            candidates.push(rank);
-            let op = &self.history.operations()[self.timeline.answered[rank].op];
+            steps += 2;
+            let fits = |state| self.after_answered(state, rank).is_some();
+            if !fits(&state) {
+                return;
+            }
+            let fitted = self.frames.last().is_some_and(|frame| fits(&frame.state));
+            if fitted { &mut others } else { &mut waited }.push(rank);
             if read.is_none()
-                && self.model.read_only(&op.op)
-                && op.output() == Some(&self.model.apply(&state, &op.op).1)
+                && self
+                    .model
+                    .read_only(self.op(self.timeline.answered[rank].op))
             {
                 read = Some(rank);
             }
         });
-        if let Some(rank) = read {
-            candidates.truncate(start);
-            candidates.push(rank);
+        match read {
+            Some(rank) => self.moves.push(Move::Answered(rank)),
+            None => self
+                .moves
+                .extend(waited.into_iter().chain(others).map(Move::Answered)),
         }
-        self.candidates = candidates;
+        self.steps += steps;
         self.frames.push(Frame {
             state,
             start,
             next: start,
-            end: self.candidates.len(),
-            next_open: read.is_none().then_some(0),
+            open_left: read.is_none(),
+            chain,
             rank: self.depth.rank,
             made: None,
         });
     }
 
+    /// What to try next from the configuration on top.
+    fn next_move(&mut self) -> Option<Move> {
+        if self.frames.last()?.next == self.moves.len() {
+            self.add_open_moves();
+        }
+        let frame = self.frames.last_mut()?;
+        let made = self.moves.get(frame.next).copied()?;
+        frame.next += 1;
+        Some(made)
+    }
+
+    /// Adds the unanswered operations that make a difference: something fits after them that did not fit before, or
+    /// others of them do what they would not do before. Those that let something answered happen go first.
+    fn add_open_moves(&mut self) {
+        let Some(frame) = self.frames.last_mut() else {
+            return;
+        };
+        if !std::mem::take(&mut frame.open_left) {
+            return;
+        }
+        let (chain, state) = (frame.chain, frame.state.clone());
+        let open = self.open_left();
+        let swayed = |&at: &usize| !self.model.overwrites(self.op(self.timeline.open[at].op));
+        let swayed: Vec<usize> = open.iter().copied().filter(swayed).collect();
+        let mut others = Vec::new();
+        for at in open {
+            let same_before = self.timeline.open[at].same_before;
+            if same_before.is_some_and(|earlier| !self.used.has(earlier)) {
+                continue;
+            }
+            self.steps += 2;
+            let Some(after) = self.apply(Move::Open(at)) else {
+                continue;
+            };
+            if chain >= self.longest_chain {
+                self.chain_cut = true;
+                return;
+            }
+            if self.lets_happen(&state, &after) {
+                self.moves.push(Move::Open(at));
+                continue;
+            }
+            let matters = |other: &usize| {
+                *other != at && self.after_open(&after, *other) != self.after_open(&state, *other)
+            };
+            let first = swayed.iter().position(matters);
+            self.steps += 2 * first.map_or(swayed.len(), |tried| tried + 1) as u64;
+            if first.is_some() {
+                others.push(Move::Open(at));
+            }
+        }
+        if chain + 1 < self.longest_chain {
+            self.moves.append(&mut others);
+        } else {
+            self.chain_cut |= !others.is_empty();
+        }
+    }
+
+    /// The unanswered operations invoked by now that have no place.
+    fn open_left(&self) -> Vec<usize> {
+        let Some(deadline_ns) = self.deadline_ns() else {
+            return Vec::new();
+        };
+        let open = &self.timeline.open;
+        let invoked = open.partition_point(|open| open.invoked_ns <= deadline_ns);
+        (0..invoked).filter(|&at| !self.used.has(at)).collect()
+    }
+
+    /// Does an answered operation that may come next fit to `after`, and not to `state` with the same effect?
+    fn lets_happen(&mut self, state: &M::State, after: &M::State) -> bool {
+        let (mut lets, mut steps) = (false, 0);
+        self.each_candidate(|rank| {
+            steps += 2;
+            let then = self.after_answered(after, rank);
+            lets |= then.is_some() && then != self.after_answered(state, rank);
+        });
+        self.steps += steps;
+        lets
+    }
+
+    /// The state after an answered operation, if it answers what the client saw.
+    fn after_answered(&self, state: &M::State, rank: usize) -> Option<M::State> {
+        let operation = &self.history.operations()[self.timeline.answered[rank].op];
+        let (after, output) = self.model.apply(state, &operation.op);
+        (operation.output() == Some(&output)).then_some(after)
+    }
+
+    fn after_open(&self, state: &M::State, at: usize) -> M::State {
+        self.model
+            .apply(state, self.op(self.timeline.open[at].op))
+            .0
+    }
+
     /// Goes back to the configuration before the one on top. `false`: that was the first.
     fn leave(&mut self) -> bool {
         if let Some(frame) = self.frames.pop() {
-            self.candidates.truncate(frame.start);
+            self.moves.truncate(frame.start);
         }
         self.take_back();
         !self.frames.is_empty()
     }
 
-    /// What to try next from the configuration on top.
-    fn next_move(&mut self) -> Option<Move> {
-        let deadline_ns = self.deadline_ns()?;
-        let frame = self.frames.last_mut()?;
-        if frame.next < frame.end {
-            frame.next += 1;
-            return Some(Move::Answered(self.candidates[frame.next - 1]));
+    /// The state after a move from `state`, if it is possible there.
+    fn after(&self, state: &M::State, made: Move) -> Option<M::State> {
+        match made {
+            Move::Answered(rank) => self.after_answered(state, rank),
+            Move::Open(at) => Some(self.after_open(state, at)),
         }
-        let start = frame.next_open?;
-        for (at, open) in self.timeline.open.iter().enumerate().skip(start) {
-            if open.invoked_ns > deadline_ns {
-                break;
-            }
-            let in_turn = open.same_before.is_none_or(|earlier| self.used.has(earlier));
-            if in_turn && !self.used.has(at) {
-                frame.next_open = Some(at + 1);
-                return Some(Move::Open(at));
-            }
-        }
-        None
     }
 
-    /// The state after a move, unless the answer is not what the client saw, or the move is pointless.
+    /// The state after a move from the configuration on top, unless the move is impossible or pointless: it changes
+    /// nothing, or gives the same without the unanswered operation just placed.
     fn apply(&self, made: Move) -> Option<M::State> {
-        let operation = &self.history.operations()[self.op_of(made)];
-        let frame = self.frames.last()?;
-        let (state, output) = self.model.apply(&frame.state, &operation.op);
-        match made {
-            Move::Answered(_) => (operation.output() == Some(&output)).then_some(state),
-            Move::Open(_) => (state != frame.state).then_some(state),
+        let top = self.frames.last()?;
+        let state = self.after(&top.state, made)?;
+        if matches!(made, Move::Open(_)) && state == top.state {
+            return None;
         }
+        if top.chain > 0
+            && let [.., before, _] = &self.frames[..]
+            && self.after(&before.state, made).as_ref() == Some(&state)
+        {
+            return None;
+        }
+        Some(state)
     }
 
     fn make(&mut self, made: Move) {
@@ -349,7 +473,8 @@ impl<'a, M: Model> Search<'a, M> {
                 self.depth.placed += 1;
                 self.ahead.set(self.timeline.answered[rank].slot);
                 while self.placed.get(self.depth.rank) == Some(&true) {
-                    self.ahead.clear(self.timeline.answered[self.depth.rank].slot);
+                    self.ahead
+                        .clear(self.timeline.answered[self.depth.rank].slot);
                     self.depth.rank += 1;
                 }
             }

@@ -67,9 +67,8 @@ impl Timeline {
         answered.sort_by_key(|a| (a.returned_ns, a.invoked_ns, a.op));
         open.sort_by_key(|o| (o.invoked_ns, o.op));
         for later in 1..open.len() {
-            let same = |&earlier: &usize| {
-                operations[open[earlier].op].op == operations[open[later].op].op
-            };
+            let same =
+                |&earlier: &usize| operations[open[earlier].op].op == operations[open[later].op].op;
             open[later].same_before = (0..later).rev().find(same);
         }
         let mut by_invocation: Vec<usize> = (0..answered.len()).collect();

@@ -11,7 +11,7 @@ fn by_checker(history: &History<Kv>) -> bool {
     match check(&Kv, history, DEFAULT_BUDGET_STEPS).expect("well formed") {
         Verdict::Linearizable => true,
         Verdict::Violation(_) => false,
-        Verdict::Unknown { .. } => panic!("six operations took too many steps: {history:?}"),
+        Verdict::Unknown { .. } => panic!("seven operations took too many steps: {history:?}"),
     }
 }
 
@@ -29,7 +29,10 @@ fn the_checker_agrees_with_trying_every_order() {
         *(if expected { &mut good } else { &mut bad }) += 1;
     });
     let least = if good + bad == SEEDS { SEEDS / 10 } else { 0 };
-    assert!(good >= least && bad >= least, "one-sided histories: {good} good, {bad} bad");
+    assert!(
+        good >= least && bad >= least,
+        "one-sided histories: {good} good, {bad} bad"
+    );
 }
 
 /// The control: checkers that are wrong in one thing are found by the same comparison.
@@ -69,7 +72,10 @@ fn a_wrong_checker_disagrees_with_trying_every_order() {
             let history = lawless(rng);
             differ += u64::from(by_checker(&seen_as(&history)) != by_reference(&history));
         });
-        assert!(differ > 0 || std::env::var("MU_HISTORY_SEED").is_ok(), "{name}: not found");
+        assert!(
+            differ > 0 || std::env::var("MU_HISTORY_SEED").is_ok(),
+            "{name}: not found"
+        );
     }
 }
 
@@ -110,14 +116,20 @@ fn witnesses_hold() {
         for (at, placed) in violation.prefix.iter().enumerate() {
             let (after, output) = Kv.apply(&state, &placed.operation.op);
             assert_eq!(after, placed.after, "seed {seed}");
-            assert!(placed.operation.output().is_none_or(|saw| *saw == output), "seed {seed}");
+            assert!(
+                placed.operation.output().is_none_or(|saw| *saw == output),
+                "seed {seed}"
+            );
             let later = violation.prefix[at..].iter().map(|placed| placed.op);
             let before = later.filter_map(|op| ops[op].returned_ns()).min();
             assert!(before.is_none_or(|before| before >= placed.operation.invoked_ns));
             state = after;
         }
         assert_eq!(state, violation.state, "seed {seed}");
-        assert!(violation.misfits.iter().any(|misfit| misfit.op == culprit), "seed {seed}");
+        assert!(
+            violation.misfits.iter().any(|misfit| misfit.op == culprit),
+            "seed {seed}"
+        );
     });
     assert!(witnesses > 0 || std::env::var("MU_HISTORY_SEED").is_ok());
 }

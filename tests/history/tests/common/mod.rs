@@ -1,7 +1,7 @@
 //! Histories made from a seed, and a second opinion on them.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,13 @@ const SEED: &str = "MU_HISTORY_SEED";
 
 /// Runs `case` on each seed; a panic in it is preceded by the command that replays it.
 pub fn each_seed(test: &str, seeds: u64, mut case: impl FnMut(u64, &mut ChaCha8Rng)) {
-    let only = std::env::var(SEED).ok().map(|seed| seed.parse().expect("a number"));
+    let only = std::env::var(SEED)
+        .ok()
+        .map(|seed| seed.parse().expect("a number"));
     for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
-        let replay = OnPanic(format!("replay: {SEED}={seed} cargo test -p mu-history {test}"));
+        let replay = OnPanic(format!(
+            "replay: {SEED}={seed} cargo test -p mu-history {test}"
+        ));
         case(seed, &mut ChaCha8Rng::seed_from_u64(seed));
         drop(replay);
     }
@@ -79,7 +83,10 @@ pub fn history(ops: impl IntoIterator<Item = Operation<Kv>>) -> History<Kv> {
     let mut history = History::new();
     for (client, operation) in ops.into_iter().enumerate() {
         let client = client as u64;
-        history.push(Operation { client, ..operation });
+        history.push(Operation {
+            client,
+            ..operation
+        });
     }
     history
 }
@@ -92,6 +99,8 @@ pub struct Shape {
     pub keys: u64,
     /// Values are drawn below this.
     pub values: u64,
+    /// Only puts and gets.
+    pub plain: bool,
     /// Operations of a thousand that have no answer.
     pub unknown_per_mille: u64,
     /// The longest pause of a client.
@@ -108,7 +117,12 @@ pub fn lawful(rng: &mut ChaCha8Rng, shape: Shape) -> (History<Kv>, Vec<(OpId, Pl
         for _ in 0..shape.ops_per_client {
             let effect_ns = now_ns + rng.random_range(0..=shape.way_ns);
             let at_ns = effect_ns + rng.random_range(0..=shape.way_ns);
-            let op = any_op(rng, shape.keys, shape.values);
+            let op = loop {
+                let op = any_op(rng, shape.keys, shape.values);
+                if !shape.plain || matches!(op, KvOp::Put { .. } | KvOp::Get { .. }) {
+                    break op;
+                }
+            };
             calls.push((client, op, now_ns, effect_ns, at_ns));
             now_ns = at_ns + rng.random_range(0..=shape.pause_ns);
         }
@@ -132,7 +146,9 @@ pub fn lawful(rng: &mut ChaCha8Rng, shape: Shape) -> (History<Kv>, Vec<(OpId, Pl
             places.push((id, Place::Applied { index }));
         }
         if !unknown {
-            history.returned(id, output, at_ns).expect("answered after it was invoked");
+            history
+                .returned(id, output, at_ns)
+                .expect("answered after it was invoked");
         }
     }
     (history, places)
@@ -145,17 +161,22 @@ pub fn any_op(rng: &mut ChaCha8Rng, keys: u64, values: u64) -> KvOp {
         0 | 1 => put(key, value),
         2 | 3 => get(key),
         4 => add(key, value),
-        _ => cas(key, rng.random::<bool>().then_some(value), rng.random_range(0..values)),
+        _ => cas(
+            key,
+            rng.random::<bool>().then_some(value),
+            rng.random_range(0..values),
+        ),
     }
 }
 
 /// A few operations with answers that may or may not be explained.
 pub fn lawless(rng: &mut ChaCha8Rng) -> History<Kv> {
-    let len = rng.random_range(1..=6);
+    let len = rng.random_range(1..=7);
+    let unanswered_of_8 = rng.random_range(0..6);
     let operations = (0..len).map(|_| {
         let op = any_op(rng, 2, 3);
         let invoked_ns = rng.random_range(0..10);
-        if rng.random_range(0..4) == 0 {
+        if rng.random_range(0..8) < unanswered_of_8 {
             return unanswered(invoked_ns, op);
         }
         let some = rng.random_range(0..4);
@@ -190,7 +211,10 @@ fn try_orders(
     }
     left.iter().any(|&op| {
         let before = |&other: &OpId| {
-            must[other] && ops[other].returned_ns().is_some_and(|at_ns| at_ns < ops[op].invoked_ns)
+            must[other]
+                && ops[other]
+                    .returned_ns()
+                    .is_some_and(|at_ns| at_ns < ops[op].invoked_ns)
         };
         if left.iter().any(before) {
             return false;
