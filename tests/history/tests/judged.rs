@@ -114,6 +114,22 @@ fn an_addition_applied_twice_shows() {
     ]);
 }
 
+/// Either of the two lets another operation happen as well, so the search is tempted to go that way.
+#[test]
+fn two_unanswered_ones_explain_together_what_neither_does() {
+    let ops = [
+        unanswered(0, add(1, 1)),
+        unanswered(0, add(1, 2)),
+        answered(0, 10, get(1), value(3)),
+        answered(0, 100, cas(1, Some(1), 50), KvOutput::Swapped(true)),
+        answered(0, 100, cas(1, Some(2), 60), KvOutput::Swapped(true)),
+        answered(20, 30, put(1, 1), DONE),
+        answered(40, 50, put(1, 2), DONE),
+    ];
+    must_hold(&ops);
+    must_fail(&ops[1..], 1);
+}
+
 #[test]
 fn of_two_exchanges_for_one_value_one_wins() {
     let both = |second| {
