@@ -25,91 +25,50 @@ const ONE_KEY: Shape = Shape {
 };
 
 fn main() {
+    let plain = Shape {
+        plain: true,
+        ..ONE_KEY
+    };
+    let quiet = Shape {
+        clients: 4,
+        ops_per_client: 25_000,
+        pause_ns: 10_000,
+        ..ONE_KEY
+    };
+    let crowd = Shape {
+        clients: 64,
+        keys: 8,
+        ..ONE_KEY
+    };
+    let long = Shape {
+        ops_per_client: 12_500,
+        ..ONE_KEY
+    };
+    let unanswered = |unknown_per_mille, shape| Shape {
+        unknown_per_mille,
+        ..shape
+    };
     let shapes = [
         ("8 clients x 1,000, one key, never quiet", ONE_KEY),
         (
-            "the same, few values",
+            "  few values",
             Shape {
                 values: 3,
                 ..ONE_KEY
             },
         ),
+        ("  5 of 1,000 unanswered", unanswered(5, ONE_KEY)),
         (
-            "the same, 5 of 1,000 unanswered",
-            Shape {
-                unknown_per_mille: 5,
-                ..ONE_KEY
-            },
+            "  puts and gets, 5 of 1,000 unanswered",
+            unanswered(5, plain),
         ),
         (
-            "the same, 50 of 1,000 unanswered",
-            Shape {
-                unknown_per_mille: 50,
-                ..ONE_KEY
-            },
+            "  puts and gets, 50 of 1,000 unanswered",
+            unanswered(50, plain),
         ),
-        (
-            "puts and gets",
-            Shape {
-                plain: true,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "puts and gets, 5 of 1,000 unanswered",
-            Shape {
-                plain: true,
-                unknown_per_mille: 5,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "puts and gets, 50 of 1,000 unanswered",
-            Shape {
-                plain: true,
-                unknown_per_mille: 50,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "few values, 50 of 1,000 unanswered",
-            Shape {
-                values: 3,
-                unknown_per_mille: 50,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "64 clients x 1,000, one key",
-            Shape {
-                clients: 64,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "64 clients x 1,000, 8 keys",
-            Shape {
-                clients: 64,
-                keys: 8,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "4 clients x 25,000, one key, mostly quiet",
-            Shape {
-                clients: 4,
-                ops_per_client: 25_000,
-                pause_ns: 10_000,
-                ..ONE_KEY
-            },
-        ),
-        (
-            "8 clients x 125,000, one key, never quiet",
-            Shape {
-                ops_per_client: 125_000,
-                ..ONE_KEY
-            },
-        ),
+        ("64 clients x 1,000, 8 keys, never quiet", crowd),
+        ("8 clients x 12,500, one key, never quiet", long),
+        ("4 clients x 25,000, one key, mostly quiet", quiet),
     ];
     for (name, shape) in shapes {
         let (history, places) = lawful(&mut ChaCha8Rng::seed_from_u64(1), shape);
@@ -119,7 +78,7 @@ fn main() {
         check_order(&Kv, &history, &places).expect("lawful");
         let stale = stale_reads(&history).expect("well formed").len();
         println!(
-            "  order of the log and {stale} stale reads: {:?}",
+            "  order of the log, and {stale} stale reads: {:?}",
             begun.elapsed()
         );
     }
@@ -135,7 +94,7 @@ fn timed(name: &str, history: &History<Kv>) {
         unknown => unknown.to_string(),
     };
     println!(
-        "{name}: {} operations, {verdict}: {took:?}",
+        "{name}: {} operations, {took:?}: {verdict}",
         history.operations().len()
     );
 }

@@ -19,6 +19,7 @@ mod linear;
 mod loss;
 mod model;
 mod order;
+mod placement;
 mod search;
 mod timeline;
 

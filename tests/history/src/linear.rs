@@ -8,7 +8,8 @@ use std::fmt;
 
 use crate::history::{History, Malformed, OpId, Operation};
 use crate::model::Model;
-use crate::search::{Depth, Found, Search};
+use crate::placement::Depth;
+use crate::search::{Found, Search};
 use crate::timeline::Timeline;
 
 /// Steps to give to a key where nothing speaks for another number. A step applies one operation to one state.

@@ -13,6 +13,7 @@
 //! - They come last, and only where they let something happen that could not happen without them. Of equal ones, the
 //!   earliest goes first. Chains of them are looked for by length: first as if none may follow another.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -20,6 +21,7 @@ use smallvec::SmallVec;
 
 use crate::history::{History, OpId};
 use crate::model::Model;
+use crate::placement::{Bits, Depth, Move, Placement};
 use crate::timeline::Timeline;
 
 /// How a search ended.
@@ -33,50 +35,6 @@ pub(crate) enum Found {
     OutOfSteps,
 }
 
-/// How far a search came: the first rank without a place, and how many answered operations have one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Depth {
-    pub(crate) rank: usize,
-    pub(crate) placed: usize,
-}
-
-/// A set of small numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Bits(SmallVec<[u64; 2]>);
-
-impl Bits {
-    fn set(&mut self, bit: usize) {
-        let word = bit / 64;
-        if word >= self.0.len() {
-            self.0.resize(word + 1, 0);
-        }
-        self.0[word] |= 1 << (bit % 64);
-    }
-
-    /// Leaves no zero words at the end, so that equal sets are equal values.
-    fn clear(&mut self, bit: usize) {
-        if let Some(word) = self.0.get_mut(bit / 64) {
-            *word &= !(1 << (bit % 64));
-        }
-        while self.0.last() == Some(&0) {
-            self.0.pop();
-        }
-    }
-
-    fn has(&self, bit: usize) -> bool {
-        let word = self.0.get(bit / 64).copied().unwrap_or(0);
-        word >> (bit % 64) & 1 == 1
-    }
-
-    fn is_subset(&self, of: &Self) -> bool {
-        let beyond = |at: usize| of.0.get(at).copied().unwrap_or(0);
-        self.0
-            .iter()
-            .enumerate()
-            .all(|(at, &word)| word & !beyond(at) == 0)
-    }
-}
-
 /// What was tried, but for the operations without an answer.
 #[derive(PartialEq, Eq, Hash)]
 struct Config<S> {
@@ -87,15 +45,6 @@ struct Config<S> {
 
 /// Ranks that may come next.
 type SmallRanks = SmallVec<[usize; 16]>;
-
-/// One step of the search.
-#[derive(Clone, Copy)]
-enum Move {
-    /// Place the answered operation of this rank.
-    Answered(usize),
-    /// Place the unanswered one at this position of the timeline.
-    Open(usize),
-}
 
 /// A configuration that was entered: what is left to try from it, and how to get back.
 struct Frame<S> {
@@ -117,23 +66,12 @@ pub(crate) struct Search<'a, M: Model> {
     model: &'a M,
     history: &'a History<M>,
     timeline: &'a Timeline,
-    /// The answered operations without a place, by invocation: a list linked through positions, with the end of
-    /// `by_invocation` as its head and tail.
-    after: Vec<usize>,
-    before: Vec<usize>,
-    /// The position of each rank in `by_invocation`.
-    position: Vec<usize>,
-    placed: Vec<bool>,
-    depth: Depth,
-    /// Slots of the placed operations of higher rank.
-    ahead: Bits,
-    /// The unanswered operations that have a place.
-    used: Bits,
+    placement: Placement<'a>,
     /// For each configuration the smallest sets of unanswered operations that it was entered with.
     seen: HashMap<Config<M::State>, SmallVec<[Bits; 1]>>,
     frames: Vec<Frame<M::State>>,
     moves: Vec<Move>,
-    steps: u64,
+    steps: Cell<u64>,
     /// The longest chain of unanswered operations that is looked for, and whether that left one out.
     longest_chain: usize,
     chain_cut: bool,
@@ -141,26 +79,15 @@ pub(crate) struct Search<'a, M: Model> {
 
 impl<'a, M: Model> Search<'a, M> {
     pub(crate) fn new(model: &'a M, history: &'a History<M>, timeline: &'a Timeline) -> Self {
-        let len = timeline.answered.len();
-        let mut position = vec![0; len];
-        for (at, &rank) in timeline.by_invocation.iter().enumerate() {
-            position[rank] = at;
-        }
         Self {
             model,
             history,
             timeline,
-            after: (0..=len).map(|at| (at + 1) % (len + 1)).collect(),
-            before: (0..=len).map(|at| (at + len) % (len + 1)).collect(),
-            position,
-            placed: vec![false; len],
-            depth: Depth::default(),
-            ahead: Bits::default(),
-            used: Bits::default(),
+            placement: Placement::new(timeline),
             seen: HashMap::new(),
             frames: Vec::new(),
             moves: Vec::new(),
-            steps: 0,
+            steps: Cell::new(0),
             longest_chain: usize::MAX,
             chain_cut: false,
         }
@@ -168,7 +95,7 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// Applications of an operation to a state so far.
     pub(crate) fn steps(&self) -> u64 {
-        self.steps
+        self.steps.get()
     }
 
     /// Runs until there is an order, or there is none, or `budget` steps were made.
@@ -201,7 +128,10 @@ impl<'a, M: Model> Search<'a, M> {
     pub(crate) fn path(&self) -> Vec<(OpId, M::State)> {
         let placed = self.frames.iter().filter_map(|frame| frame.made);
         let states = self.frames.iter().skip(1).map(|frame| frame.state.clone());
-        placed.map(|made| self.op_of(made)).zip(states).collect()
+        placed
+            .map(|made| self.placement.op_of(made))
+            .zip(states)
+            .collect()
     }
 
     /// The state reached, and the answered operations that may come next.
@@ -211,7 +141,8 @@ impl<'a, M: Model> Search<'a, M> {
             .last()
             .expect("a search that stopped stands at a configuration");
         let mut ops = Vec::new();
-        self.each_candidate(|rank| ops.push(self.timeline.answered[rank].op));
+        self.placement
+            .each_candidate(|rank| ops.push(self.timeline.answered[rank].op));
         (&frame.state, ops)
     }
 
@@ -223,7 +154,7 @@ impl<'a, M: Model> Search<'a, M> {
         mut stop: impl FnMut(Depth) -> bool,
     ) -> Option<bool> {
         self.enter(initial);
-        if self.is_complete() || stop(self.depth) {
+        if self.placement.is_complete() || stop(self.placement.depth) {
             return Some(true);
         }
         loop {
@@ -233,61 +164,26 @@ impl<'a, M: Model> Search<'a, M> {
                 }
                 continue;
             };
-            if self.steps >= budget {
+            if self.steps.get() >= budget {
                 return None;
             }
-            self.steps += 2;
             let Some(state) = self.apply(made) else {
                 continue;
             };
-            self.make(made);
+            self.place(made);
             if self.is_known(&state) {
                 self.take_back();
                 continue;
             }
             self.enter(state);
-            if self.is_complete() || stop(self.depth) {
+            if self.placement.is_complete() || stop(self.placement.depth) {
                 return Some(true);
             }
         }
     }
 
-    fn is_complete(&self) -> bool {
-        self.depth.rank == self.timeline.answered.len()
-    }
-
     fn op(&self, op: OpId) -> &'a M::Op {
         &self.history.operations()[op].op
-    }
-
-    fn op_of(&self, made: Move) -> OpId {
-        match made {
-            Move::Answered(rank) => self.timeline.answered[rank].op,
-            Move::Open(at) => self.timeline.open[at].op,
-        }
-    }
-
-    /// Calls `with` for each answered operation that no other one must precede.
-    fn each_candidate(&self, mut with: impl FnMut(usize)) {
-        let Some(deadline_ns) = self.deadline_ns() else {
-            return;
-        };
-        let end = self.placed.len();
-        let mut at = self.after[end];
-        while at != end {
-            let rank = self.timeline.by_invocation[at];
-            if self.timeline.answered[rank].invoked_ns > deadline_ns {
-                break;
-            }
-            with(rank);
-            at = self.after[at];
-        }
-    }
-
-    /// The response of the first operation without a place: what was invoked later cannot come next.
-    fn deadline_ns(&self) -> Option<u64> {
-        let first = self.timeline.answered.get(self.depth.rank)?;
-        Some(first.returned_ns)
     }
 
     /// Opens a frame for the configuration just reached, with the answered operations that fit there.
@@ -298,20 +194,15 @@ impl<'a, M: Model> Search<'a, M> {
             Some(frame) if matches!(frame.made, Some(Move::Open(_))) => frame.chain + 1,
             _ => 0,
         };
-        let mut steps = 0;
-        self.each_candidate(|rank| {
-            steps += 2;
+        self.placement.each_candidate(|rank| {
             let fits = |state| self.after_answered(state, rank).is_some();
             if !fits(&state) {
                 return;
             }
             let fitted = self.frames.last().is_some_and(|frame| fits(&frame.state));
             if fitted { &mut others } else { &mut waited }.push(rank);
-            if read.is_none()
-                && self
-                    .model
-                    .read_only(self.op(self.timeline.answered[rank].op))
-            {
+            let op = self.op(self.timeline.answered[rank].op);
+            if read.is_none() && self.model.read_only(op) {
                 read = Some(rank);
             }
         });
@@ -321,14 +212,13 @@ impl<'a, M: Model> Search<'a, M> {
                 .moves
                 .extend(waited.into_iter().chain(others).map(Move::Answered)),
         }
-        self.steps += steps;
         self.frames.push(Frame {
             state,
             start,
             next: start,
             open_left: read.is_none(),
             chain,
-            rank: self.depth.rank,
+            rank: self.placement.depth.rank,
             made: None,
         });
     }
@@ -354,16 +244,15 @@ impl<'a, M: Model> Search<'a, M> {
             return;
         }
         let (chain, state) = (frame.chain, frame.state.clone());
-        let open = self.open_left();
+        let open = self.placement.open();
         let swayed = |&at: &usize| !self.model.overwrites(self.op(self.timeline.open[at].op));
         let swayed: Vec<usize> = open.iter().copied().filter(swayed).collect();
         let mut others = Vec::new();
         for at in open {
             let same_before = self.timeline.open[at].same_before;
-            if same_before.is_some_and(|earlier| !self.used.has(earlier)) {
+            if same_before.is_some_and(|earlier| !self.placement.used.has(earlier)) {
                 continue;
             }
-            self.steps += 2;
             let Some(after) = self.apply(Move::Open(at)) else {
                 continue;
             };
@@ -378,9 +267,7 @@ impl<'a, M: Model> Search<'a, M> {
             let matters = |other: &usize| {
                 *other != at && self.after_open(&after, *other) != self.after_open(&state, *other)
             };
-            let first = swayed.iter().position(matters);
-            self.steps += 2 * first.map_or(swayed.len(), |tried| tried + 1) as u64;
-            if first.is_some() {
+            if swayed.iter().any(matters) {
                 others.push(Move::Open(at));
             }
         }
@@ -391,39 +278,30 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// The unanswered operations invoked by now that have no place.
-    fn open_left(&self) -> Vec<usize> {
-        let Some(deadline_ns) = self.deadline_ns() else {
-            return Vec::new();
-        };
-        let open = &self.timeline.open;
-        let invoked = open.partition_point(|open| open.invoked_ns <= deadline_ns);
-        (0..invoked).filter(|&at| !self.used.has(at)).collect()
-    }
-
     /// Does an answered operation that may come next fit to `after`, and not to `state` with the same effect?
-    fn lets_happen(&mut self, state: &M::State, after: &M::State) -> bool {
-        let (mut lets, mut steps) = (false, 0);
-        self.each_candidate(|rank| {
-            steps += 2;
+    fn lets_happen(&self, state: &M::State, after: &M::State) -> bool {
+        let mut lets = false;
+        self.placement.each_candidate(|rank| {
             let then = self.after_answered(after, rank);
             lets |= then.is_some() && then != self.after_answered(state, rank);
         });
-        self.steps += steps;
         lets
     }
 
     /// The state after an answered operation, if it answers what the client saw.
     fn after_answered(&self, state: &M::State, rank: usize) -> Option<M::State> {
         let operation = &self.history.operations()[self.timeline.answered[rank].op];
-        let (after, output) = self.model.apply(state, &operation.op);
+        let (after, output) = self.step(state, &operation.op);
         (operation.output() == Some(&output)).then_some(after)
     }
 
     fn after_open(&self, state: &M::State, at: usize) -> M::State {
-        self.model
-            .apply(state, self.op(self.timeline.open[at].op))
-            .0
+        self.step(state, self.op(self.timeline.open[at].op)).0
+    }
+
+    fn step(&self, state: &M::State, op: &M::Op) -> (M::State, M::Output) {
+        self.steps.set(self.steps.get() + 1);
+        self.model.apply(state, op)
     }
 
     /// Goes back to the configuration before the one on top. `false`: that was the first.
@@ -460,80 +338,42 @@ impl<'a, M: Model> Search<'a, M> {
         Some(state)
     }
 
-    fn make(&mut self, made: Move) {
+    fn place(&mut self, made: Move) {
         if let Some(frame) = self.frames.last_mut() {
             frame.made = Some(made);
-            frame.rank = self.depth.rank;
+            frame.rank = self.placement.depth.rank;
         }
-        match made {
-            Move::Open(at) => self.used.set(at),
-            Move::Answered(rank) => {
-                self.unlink(self.position[rank]);
-                self.placed[rank] = true;
-                self.depth.placed += 1;
-                self.ahead.set(self.timeline.answered[rank].slot);
-                while self.placed.get(self.depth.rank) == Some(&true) {
-                    self.ahead
-                        .clear(self.timeline.answered[self.depth.rank].slot);
-                    self.depth.rank += 1;
-                }
-            }
-        }
+        self.placement.place(made);
     }
 
     /// Undoes the move of the frame on top.
     fn take_back(&mut self) {
-        let Some(frame) = self.frames.last_mut() else {
-            return;
-        };
-        match frame.made.take() {
-            None => {}
-            Some(Move::Open(at)) => self.used.clear(at),
-            Some(Move::Answered(rank)) => {
-                for passed in frame.rank..self.depth.rank {
-                    self.ahead.set(self.timeline.answered[passed].slot);
-                }
-                self.depth.rank = frame.rank;
-                self.depth.placed -= 1;
-                self.ahead.clear(self.timeline.answered[rank].slot);
-                self.placed[rank] = false;
-                self.link(self.position[rank]);
-            }
+        if let Some(frame) = self.frames.last_mut()
+            && let Some(made) = frame.made.take()
+        {
+            self.placement.take_back(made, frame.rank);
         }
-    }
-
-    fn unlink(&mut self, at: usize) {
-        let (before, after) = (self.before[at], self.after[at]);
-        self.after[before] = after;
-        self.before[after] = before;
-    }
-
-    /// Puts back what was unlinked last.
-    fn link(&mut self, at: usize) {
-        let (before, after) = (self.before[at], self.after[at]);
-        self.after[before] = at;
-        self.before[after] = at;
     }
 
     /// Was this configuration, or one that can do all that it can, entered before? Notes it if not.
     fn is_known(&mut self, state: &M::State) -> bool {
         let config = Config {
-            rank: self.depth.rank,
-            ahead: self.ahead.clone(),
+            rank: self.placement.depth.rank,
+            ahead: self.placement.ahead.clone(),
             state: state.clone(),
         };
         match self.seen.entry(config) {
             Entry::Vacant(entry) => {
-                entry.insert(SmallVec::from_buf([self.used.clone()]));
+                entry.insert(SmallVec::from_buf([self.placement.used.clone()]));
                 false
             }
             Entry::Occupied(mut entry) => {
                 let sets = entry.get_mut();
-                if sets.iter().any(|set| set.is_subset(&self.used)) {
+                if sets.iter().any(|set| set.is_subset(&self.placement.used)) {
                     return true;
                 }
-                sets.retain(|set| !self.used.is_subset(set));
-                sets.push(self.used.clone());
+                sets.retain(|set| !self.placement.used.is_subset(set));
+                sets.push(self.placement.used.clone());
                 false
             }
         }
