@@ -204,6 +204,8 @@ pub struct Encoder {
     bytes: Vec<u8>,
     capacity: usize,
     count: u16,
+    /// The entry is complete; the next command begins another one. Until then its payload can be read.
+    finished: bool,
 }
 
 impl Encoder {
@@ -215,26 +217,39 @@ impl Encoder {
             bytes,
             capacity: max_bytes,
             count: 0,
+            finished: false,
         }
     }
 
-    /// Commands in it.
+    /// Commands in the entry under construction.
     #[inline]
     pub fn count(&self) -> u16 {
-        self.count
+        if self.finished { 0 } else { self.count }
+    }
+
+    /// Bytes of the entry under construction, if it were completed now.
+    #[inline]
+    pub fn size(&self) -> usize {
+        TAIL_BYTES
+            + if self.finished {
+                HEADER_BYTES
+            } else {
+                self.bytes.len()
+            }
     }
 
     /// Whether a command of `len` bytes still fits.
     #[inline]
     pub fn fits(&self, len: usize) -> bool {
-        let after = self.bytes.len() + FRAME_BYTES + len.next_multiple_of(WORD) + TAIL_BYTES;
-        after <= self.capacity && usize::from(self.count) < crate::limits::MAX_BATCH
+        let after = self.size() + FRAME_BYTES + len.next_multiple_of(WORD);
+        after <= self.capacity && usize::from(self.count()) < crate::limits::MAX_BATCH
     }
 
     /// Adds a command, which must fit.
     #[inline]
     pub fn push(&mut self, frame: Frame<'_>) {
         debug_assert!(self.fits(frame.bytes.len()));
+        self.begin();
         self.bytes.extend_from_slice(&frame.client.to_le_bytes());
         self.bytes.extend_from_slice(&frame.sequence.to_le_bytes());
         self.bytes
@@ -246,6 +261,7 @@ impl Encoder {
     /// Adds bytes without a frame, padded.
     #[inline]
     pub fn raw(&mut self, bytes: &[u8]) {
+        self.begin();
         self.bytes.extend_from_slice(bytes);
         let padded = self.bytes.len().next_multiple_of(WORD);
         self.bytes.resize(padded, 0);
@@ -254,6 +270,8 @@ impl Encoder {
     /// Completes the entry: fills in length, count and checksum of `header`, and gives it with its bytes.
     #[inline]
     pub fn finish(&mut self, header: Header, checksum: bool) -> (Header, &[u8]) {
+        self.begin();
+        self.finished = true;
         let payload = &self.bytes[HEADER_BYTES..];
         let crc = checksum.then(|| crc32c::crc32c(payload));
         let header = Header {
@@ -271,17 +289,28 @@ impl Encoder {
         (header, &self.bytes)
     }
 
+    /// Empties it, if it holds a complete entry.
+    #[inline]
+    fn begin(&mut self) {
+        if self.finished {
+            self.clear();
+        }
+    }
+
     /// Empties it.
     #[inline]
     pub fn clear(&mut self) {
         self.bytes.truncate(HEADER_BYTES);
-        self.count = 0;
+        (self.count, self.finished) = (0, false);
     }
 
-    /// The bytes of the entry that was completed last, until [`clear`](Self::clear).
+    /// The payload of the entry that was completed last, until something is added.
     #[inline]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    pub fn payload(&self, header: &Header) -> Option<&[u8]> {
+        let payload = self
+            .bytes
+            .get(HEADER_BYTES..HEADER_BYTES + header.len as usize);
+        payload.filter(|_| self.finished)
     }
 }
 

@@ -35,6 +35,8 @@ const DEAD: usize = FREE + LINE;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Between two polls of a background engine.
 const HEARTBEAT: Duration = Duration::from_micros(100);
+/// Pauses of the processor between two looks of a follower that saw nothing: about a microsecond.
+const LOOK_SPINS: u32 = 64;
 /// Empty polls of a follower before it gives its processor away.
 const QUIET: u32 = 200;
 
@@ -239,6 +241,10 @@ impl Follower {
             }
             if quiet > QUIET || is_alone() {
                 thread::yield_now();
+            }
+            // Every look of a follower takes the line away from the leader that writes it.
+            for _ in 0..LOOK_SPINS.min(quiet * LOOK_SPINS) {
+                std::hint::spin_loop();
             }
         }
         let engine = &member.replica.replication;

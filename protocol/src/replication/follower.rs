@@ -7,10 +7,11 @@
 
 use mu_verbs::Context;
 
+use super::leader::Lead;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
 use crate::entry::{Header, Kind, admitted};
-use crate::ids::Epoch;
+use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Role, Standing, header, public};
 use crate::limits::MAX_REPLICAS;
 use crate::log::{Found, Point, find, look};
@@ -119,15 +120,20 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     fn apply_next(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
         let point = self.machine.applied();
-        let header = match find(
-            &self.log,
-            point,
-            self.max_entry,
-            &mut self.payload,
-            self.zoo,
-        ) {
-            Found::Entry(header) => header,
-            Found::Nothing | Found::Damaged => return false,
+        // The leader still has the bytes of its last entry in private memory.
+        let fresh = self.lead.fresh(point.index + 1);
+        let header = match fresh {
+            Some(header) => header,
+            None => match find(
+                &self.log,
+                point,
+                self.max_entry,
+                &mut self.payload,
+                self.zoo,
+            ) {
+                Found::Entry(header) => header,
+                Found::Nothing | Found::Damaged => return false,
+            },
         };
         // Commands of this leadership have tickets, in this order.
         let mine = self.lead.is_on()
@@ -140,9 +146,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             zoo,
             ..
         } = self;
+        let Lead {
+            encoder, tickets, ..
+        } = lead;
+        let payload = fresh
+            .and_then(|header| encoder.payload(&header))
+            .unwrap_or(payload);
         let index = header.index;
         let applied = machine.apply(&header, payload, *zoo, |_, applied| {
-            if !mine || lead.pending() == 0 {
+            if !mine || tickets.pending() == 0 {
                 return;
             }
             let outcome = match applied {
@@ -151,16 +163,21 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 Applied::Old => Outcome::Superseded { index },
             };
             each(Event::Command {
-                ticket: lead.answer(),
+                ticket: tickets.answer(),
                 outcome,
             });
         });
+        let admitted = if header.kind == Kind::Admit {
+            admitted(payload)
+        } else {
+            None
+        };
         if applied.is_err() {
             self.halt(Stopped::BadPayload, each);
             return false;
         }
-        if header.kind == Kind::Admit {
-            self.admit(each);
+        if let Some((id, incarnation)) = admitted {
+            self.admit(id, incarnation, each);
         }
         if header.index.is_multiple_of(self.settings.digest_interval) {
             self.publish_digest(&header);
@@ -168,12 +185,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         true
     }
 
-    /// An admission was applied; `payload` has it.
+    /// An admission was applied.
     #[inline(never)]
-    fn admit(&mut self, each: &mut impl FnMut(Event<'_>)) {
-        let Some((id, incarnation)) = admitted(&self.payload) else {
-            return;
-        };
+    fn admit(&mut self, id: ReplicaId, incarnation: u64, each: &mut impl FnMut(Event<'_>)) {
         self.follow.admitted[id.index()] = incarnation;
         self.counters.admitted += 1;
         if id == self.settings.id
@@ -232,8 +246,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Completions of a leadership that is over.
     pub(super) fn drop_completions(&mut self) {
-        let mut done = [None; 16];
-        while self.lane.poll(&mut done) != 0 {}
+        while self.lane.poll() != 0 {}
     }
 
     /// Gives the vote up and starts over as a new incarnation, by snapshot.

@@ -114,6 +114,8 @@ impl Target {
 pub(super) struct Lane<C: Context> {
     qps: PerPeer<C::Qp>,
     cq: C::Cq,
+    /// What the last poll brought. Kept, so that a poll need not clear it.
+    polled: [Completion; POLLED],
     /// The whole log, for sending from and reading into.
     log_mr: C::Mr,
     /// Scratch: a slot a peer, header words first.
@@ -122,6 +124,8 @@ pub(super) struct Lane<C: Context> {
     inline_max: usize,
 }
 
+/// Completions of one poll.
+const POLLED: usize = 16;
 /// Where in a slot the stretch of the log begins.
 const SLOT_LOG: usize = 64;
 
@@ -147,6 +151,7 @@ impl<C: Context> Lane<C> {
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
             qps,
             cq,
+            polled: [Completion::EMPTY; POLLED],
             slot_bytes,
             inline_max: inline.unwrap_or(0).min(MAX_INLINE_ENTRY),
         })
@@ -340,18 +345,18 @@ impl<C: Context> Lane<C> {
         Ok(end)
     }
 
-    /// The next completions, and how many. What no request of this engine made is left out.
+    /// Takes completions in, and says how many.
     #[inline]
-    pub(super) fn poll(&mut self, done: &mut [Option<Done>; 16]) -> usize {
-        let mut polled = [Completion::EMPTY; 16];
-        let n = self.cq.poll(&mut polled);
-        for (out, completion) in done.iter_mut().zip(&polled[..n]) {
-            *out = Tag::from_id(completion.wr_id).map(|tag| Done {
-                tag,
-                ok: completion.status == WcStatus::SUCCESS,
-            });
-        }
-        n
+    pub(super) fn poll(&mut self) -> usize {
+        self.cq.poll(&mut self.polled)
+    }
+
+    /// Completion `n` of the last poll, if a request of this engine made it.
+    #[inline]
+    pub(super) fn done(&self, n: usize) -> Option<Done> {
+        let completion = &self.polled[n];
+        let ok = completion.status == WcStatus::SUCCESS;
+        Tag::from_id(completion.wr_id).map(|tag| Done { tag, ok })
     }
 }
 

@@ -8,7 +8,7 @@ use mu_verbs::{Context, PostError};
 use super::lane::{Done, Lane, Op, Target};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
-use crate::entry::{Encoder, Header, Kind, TAIL_BYTES, admit};
+use crate::entry::{Encoder, Header, Kind, admit};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Ack, Role, header, public};
 use crate::limits::MAX_REPLICAS;
@@ -152,6 +152,35 @@ struct Handover {
     until_ns: u64,
 }
 
+/// Commands get tickets, and tickets outcomes, both in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tickets {
+    submitted: u64,
+    answered: u64,
+}
+
+impl Tickets {
+    /// Those without an outcome.
+    #[inline]
+    pub(super) fn pending(self) -> u64 {
+        self.submitted - self.answered
+    }
+
+    /// One more.
+    #[inline]
+    pub(super) fn submit(&mut self) -> u64 {
+        self.submitted += 1;
+        self.submitted - 1
+    }
+
+    /// The one that gets the next outcome.
+    #[inline]
+    pub(super) fn answer(&mut self) -> u64 {
+        self.answered += 1;
+        self.answered - 1
+    }
+}
+
 /// A leadership, or what is kept between two.
 pub(super) struct Lead {
     epoch: Epoch,
@@ -169,8 +198,9 @@ pub(super) struct Lead {
     pub(super) followers: Vec<Follower>,
     slots: [usize; MAX_REPLICAS],
     pub(super) encoder: Encoder,
-    submitted: u64,
-    answered: u64,
+    /// The entry whose payload the encoder still holds.
+    fresh: Option<Header>,
+    pub(super) tickets: Tickets,
     pub(super) proof: Proof,
     handover: Option<Handover>,
     /// Since when there is no majority of confirmed voters.
@@ -198,8 +228,8 @@ impl Lead {
             followers,
             slots,
             encoder,
-            submitted: 0,
-            answered: 0,
+            fresh: None,
+            tickets: Tickets::default(),
             proof: Proof::default(),
             handover: None,
             minority_ns: None,
@@ -236,21 +266,14 @@ impl Lead {
     /// Commands that have no outcome yet.
     #[inline]
     pub(super) fn pending(&self) -> u64 {
-        self.submitted - self.answered
+        self.tickets.pending()
     }
 
-    /// The ticket of one more command.
+    /// Entry `index`, if the encoder still holds its payload.
     #[inline]
-    pub(super) fn ticket(&mut self) -> u64 {
-        self.submitted += 1;
-        self.submitted - 1
-    }
-
-    /// The ticket that gets the next outcome.
-    #[inline]
-    pub(super) fn answer(&mut self) -> u64 {
-        self.answered += 1;
-        self.answered - 1
+    pub(super) fn fresh(&self, index: u64) -> Option<Header> {
+        self.fresh
+            .filter(|header| header.index == index && self.encoder.payload(header).is_some())
     }
 
     pub(super) fn follower(&mut self, id: ReplicaId) -> Option<&mut Follower> {
@@ -404,11 +427,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             };
             self.counters.unknown += u64::from(outcome == Outcome::Unknown);
             each(Event::Command {
-                ticket: self.lead.answer(),
+                ticket: self.lead.tickets.answer(),
                 outcome,
             });
         }
         self.lead.encoder.clear();
+        self.lead.fresh = None;
         for ticket in self.lead.proof.give_up() {
             each(Event::Read {
                 ticket,
@@ -427,7 +451,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.encoder.count() == 0 {
             return false;
         }
-        if !self.has_room(self.lead.encoder.bytes().len() + TAIL_BYTES) {
+        if !self.has_room(self.lead.encoder.size()) {
             self.counters.ring_full += 1;
             self.lead.full_ns.get_or_insert(now_ns);
             return false;
@@ -521,16 +545,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
-        lead.encoder.clear();
+        lead.fresh = Some(header);
     }
 
     /// Looks at completions, and sends on what did not fit before.
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let mut done = [None; 16];
-        let n = self.lane.poll(&mut done);
-        for done in done[..n].iter().flatten() {
-            if self.completed(*done, now_ns, each).is_break() {
+        let n = self.lane.poll();
+        for done in 0..n {
+            if let Some(done) = self.lane.done(done)
+                && self.completed(done, now_ns, each).is_break()
+            {
                 return true;
             }
         }

@@ -362,7 +362,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             sequence,
             bytes: command,
         });
-        Ok(self.lead.ticket())
+        Ok(self.lead.tickets.submit())
     }
 
     /// Asks for a linearizable read; its end comes as an [`Event::Read`]. Reads asked for together share one proof.
