@@ -398,8 +398,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Whether the own ring still holds all entries from what the follower has applied to where this leadership began.
     /// A leader before this one may have written beyond what it left.
     fn is_whole(&self, follower: Follower) -> bool {
+        // The position may be ahead of the index it was published with, by entries that the follower has applied too.
+        let next = self.log.load(follower.applied_at);
         let mut point = Point {
-            index: follower.matched,
+            index: follower.matched.max(next.saturating_sub(1)),
             at: follower.applied_at,
             epoch: Epoch::NONE,
         };

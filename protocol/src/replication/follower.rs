@@ -5,6 +5,8 @@
 //! changes again. It is copied once into private memory, checked there, and applied. The applied position is
 //! published after the copy (Release), since from then on the leader may write over it.
 
+use std::ops::Range;
+
 use mu_verbs::Context;
 
 use super::leader::Lead;
@@ -14,12 +16,17 @@ use crate::entry::{Header, Kind, admitted};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Role, Standing, header, public};
 use crate::limits::MAX_REPLICAS;
-use crate::log::{Found, Point, find, look};
+use crate::log::{Found, Point, Source, find, look};
 use crate::machine::{Applied, StateMachine};
 use crate::zoo::{Bug, Zoo};
 
 /// Entries that one poll looks at or applies, so that a long backlog does not keep the engine from anything else.
 const PER_POLL: usize = 256;
+
+/// Bytes that are loaded ahead of a reader that is behind.
+const AHEAD: u64 = 1024;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// What a follower keeps.
 #[derive(Debug, Default)]
@@ -63,8 +70,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.follow.seen.index < applied.index {
             self.follow.seen = applied;
         }
-        let mut seen = self.follow.seen;
-        for _ in 0..PER_POLL {
+        let (mut seen, mut ahead) = (self.follow.seen, 0);
+        for n in 0..PER_POLL {
+            // A reader that is behind would wait for one line after the other, since each entry says where the next one
+            // is; loading the lines ahead lets it wait for many at once.
+            if n >= 2 && seen.at >= ahead {
+                ahead = seen.at + AHEAD;
+                self.load_ahead(seen.at..ahead);
+            }
             let Some(header) = look(&self.log, seen, self.max_entry, self.zoo) else {
                 break;
             };
@@ -90,6 +103,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.follow.seen = applied;
         }
         false
+    }
+
+    /// Brings lines of the log into the cache. What they hold is not looked at.
+    #[inline]
+    fn load_ahead(&self, at: Range<u64>) {
+        let sum = at.step_by(LINE).fold(0, |sum, at| sum ^ self.log.load(at));
+        std::hint::black_box(sum);
     }
 
     /// Applies what is decided and not applied, and says how far it came.

@@ -463,6 +463,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.machine.applied()
     }
 
+    /// Whether entries that are known to be decided wait to be applied.
+    pub fn is_behind(&self) -> bool {
+        self.machine.applied().index < self.commit
+    }
+
     /// Digest of the state after the last applied entry.
     pub fn digest(&self) -> u64 {
         self.machine.digest()
