@@ -325,7 +325,12 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             let line = &self.wire(Link::Board, peer).line;
             let (up, generation) = (line.is_up(), line.generation());
             if !up {
-                self.boards.miss(peer, on_time);
+                let known = self.peers[peer.index()].incarnation != 0;
+                if known && self.zoo.has(Bug::ReadFailureIsAlive) {
+                    self.boards.failure_is_life(peer);
+                } else {
+                    self.boards.miss(peer, on_time);
+                }
             } else {
                 match self.boards.read(peer, generation, now_ns, on_time) {
                     Ok(Some(age_ns)) if age_ns > self.settings.completion_timeout_ns => {
