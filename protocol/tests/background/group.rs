@@ -24,6 +24,8 @@ type Control = <Soft as Context>::Control;
 
 /// One step of virtual time.
 pub(crate) const STEP_NS: u64 = 10_000;
+/// Steps of one heartbeat of 50 µs.
+pub(crate) const BEAT: usize = 5;
 /// What a leader writes lies behind the header.
 pub(crate) const WRITTEN_AT: usize = LOG_HEADER_BYTES / WORD;
 

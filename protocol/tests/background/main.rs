@@ -2,10 +2,11 @@
 //! zoo makes of each.
 
 mod group;
+mod shaken;
 
 use std::time::Instant;
 
-use group::{Group, STEP_NS, WRITTEN_AT, id};
+use group::{BEAT, Group, STEP_NS, WRITTEN_AT, id};
 use mu_protocol::background::ControlRefused;
 use mu_protocol::check::mix;
 use mu_protocol::ids::Epoch;
@@ -15,9 +16,6 @@ use mu_protocol::message::Link;
 use mu_protocol::shared::Halt;
 use mu_protocol::zoo::{Bug, Seeded, Sound, Zoo};
 use mu_verbs::sync::Ordering;
-
-/// Steps of one heartbeat of 50 µs.
-const BEAT: usize = 5;
 
 #[test]
 fn all_connect_and_the_lowest_leads_with_the_votes_of_all() {
