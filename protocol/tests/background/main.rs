@@ -90,7 +90,8 @@ fn a_replica_whose_replication_engine_is_stuck_shares_its_fate() {
     assert!(!stuck_leader_is_replaced(Seeded(Some(Bug::NoFateSharing))));
 }
 
-/// Deposes leader 0 by a handover to 1. How the old leader's write to 2 ends after 2 has acknowledged 1, and what 2 has.
+/// Deposes leader 0 by a handover to 1. How the old leader's write to 2 ends after 2 has acknowledged 1, and what 2
+/// has.
 fn deposed_write<Z: Zoo>(zoo: Z) -> (bool, u64) {
     let mut group = Group::led(3, zoo);
     let old = group.node(0).shared.candidate();
