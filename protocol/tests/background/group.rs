@@ -1,5 +1,6 @@
 //! Background engines over the software backend, in one thread and virtual time, with a stand-in for the replication
-//! engine: it takes up and gives up candidacies, counts acknowledgements, publishes words, and writes into granted logs.
+//! engine: it takes up and gives up candidacies, counts acknowledgements, publishes words, and writes into granted
+//! logs.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
