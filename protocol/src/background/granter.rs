@@ -21,6 +21,8 @@ pub(crate) struct Granter<C: Context, Z: Zoo> {
     again_ns: u64,
     pause_ns: u64,
     promised_ns: u64,
+    /// What the shared word says.
+    published: Option<ReplicaId>,
 }
 
 /// What a round of acts leaves to others.
@@ -61,6 +63,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             again_ns: 0,
             pause_ns,
             promised_ns: 0,
+            published: None,
         })
     }
 
@@ -141,7 +144,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     generation,
                     again,
                 } => {
-                    shared.set_holder(Some(to));
+                    self.publish(Some(to), shared);
                     if !self.may_grant(board).0 {
                         break;
                     }
@@ -178,10 +181,13 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
     }
 
     /// Says who may write the own log: `own` if nobody else may.
-    pub(crate) fn publish_holder(&self, own: Option<ReplicaId>, shared: &Shared) {
+    pub(crate) fn publish_holder(&mut self, own: Option<ReplicaId>, shared: &Shared) {
         let leaving = self.arbiter.leaving().iter().next();
-        let holder = leaving.or(self.arbiter.holder()).or(own);
-        if shared.holder() != holder {
+        self.publish(leaving.or(self.arbiter.holder()).or(own), shared);
+    }
+
+    fn publish(&mut self, holder: Option<ReplicaId>, shared: &Shared) {
+        if std::mem::replace(&mut self.published, holder) != holder {
             shared.set_holder(holder);
         }
     }

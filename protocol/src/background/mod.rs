@@ -18,6 +18,7 @@
 //! no lock, allocates nothing and enters no kernel; revoking and connecting may.
 
 pub mod arbiter;
+mod beat;
 mod boards;
 mod connect;
 mod decide;
@@ -33,19 +34,18 @@ mod wire;
 
 use std::sync::Arc;
 
-use mu_verbs::sync::Ordering;
-use mu_verbs::{Access, Context, Memory, QueuePair, WcStatus};
+use mu_verbs::{Access, Context, Memory, QueuePair};
 
-use crate::ids::{Epoch, Members, ReplicaId};
-use crate::layout::{BOARD_BYTES, OUTBOX_BYTES, board_row, public};
+use crate::ids::{Epoch, ReplicaId};
+use crate::layout::{BOARD_BYTES, OUTBOX_BYTES, board_row};
 use crate::limits::{LOG_HEADER_BYTES, MAX_REPLICAS, ROW_WORDS};
 use crate::message::Link;
 use crate::settings::{Settings, SettingsError};
-use crate::shared::{Board, Halt, Shared};
-use crate::zoo::{Bug, Sound, Zoo};
+use crate::shared::{Board, Shared};
+use crate::zoo::{Sound, Zoo};
 
+use boards::Boards;
 pub use boards::board_qp_cap;
-use boards::{Boards, EMPTY_BATCH, Ended, Request};
 pub use connect::ControlRefused;
 use digest::Guard;
 use election::Election;
@@ -265,118 +265,6 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         }
     }
 
-    /// Takes the completions of the board links. Whether there were any.
-    fn completions(&mut self, now_ns: u64) -> bool {
-        let mut batch = EMPTY_BATCH;
-        let mut any = false;
-        loop {
-            let n = self.boards.poll(&mut batch);
-            for ended in batch[..n].iter().flatten() {
-                self.ended(*ended, now_ns);
-            }
-            any |= n > 0;
-            if n < batch.len() {
-                return any;
-            }
-        }
-    }
-
-    /// One request on a board link has ended.
-    fn ended(&mut self, ended: Ended, now_ns: u64) {
-        let peer = ended.peer;
-        // Of a connection that is over: the queue pair was reset, or has been found broken.
-        let current = self.wires[Link::Board as usize][peer.index()].as_ref();
-        if !current
-            .is_some_and(|wire| wire.line.is_up() && wire.line.generation() == ended.generation)
-        {
-            return;
-        }
-        if !ended.status.is_success() {
-            self.counters.board_errors += 1;
-            let gone = ended.status == WcStatus::RETRY_EXC_ERR;
-            if ended.request == Request::Read && self.zoo.has(Bug::ReadFailureIsAlive) {
-                self.boards.failure_is_life(peer);
-            } else {
-                self.boards.failed(peer, gone);
-            }
-            self.fault(Link::Board, peer, now_ns);
-        } else if ended.request == Request::Write {
-            self.boards.was_written(peer);
-        } else {
-            let words = &self.shared.peer(peer).public;
-            self.boards.was_read(peer, |word, value| {
-                words[word].store(value, Ordering::Release);
-            });
-        }
-        self.judge(peer);
-    }
-
-    /// One heartbeat: the own counter, the faults of links, the next reads, the digests.
-    fn beat(&mut self, now_ns: u64, on_time: bool) {
-        if self.pulse.is_fit() || self.zoo.has(Bug::NoFateSharing) {
-            let counter = self.board.public(public::HEARTBEAT);
-            self.board
-                .set_public(public::HEARTBEAT, counter.wrapping_add(1));
-        } else {
-            self.counters.unfit += 1;
-        }
-        self.find_faults(now_ns);
-        for peer in self.settings.peers().iter() {
-            let line = &self.wire(Link::Board, peer).line;
-            let (up, generation) = (line.is_up(), line.generation());
-            if !up {
-                self.boards.miss(peer, on_time);
-            } else {
-                match self.boards.read(peer, generation, now_ns, on_time) {
-                    Ok(Some(age_ns)) if age_ns > self.settings.completion_timeout_ns => {
-                        self.fault(Link::Board, peer, now_ns);
-                    }
-                    Ok(_) => {}
-                    Err(_) => self.fault(Link::Board, peer, now_ns),
-                }
-            }
-            self.judge(peer);
-        }
-        self.compare_digests();
-    }
-
-    /// Publishes a change of the opinion whether `peer` lives.
-    fn judge(&mut self, peer: ReplicaId) {
-        let alive = self.boards.score(peer).is_alive();
-        if std::mem::replace(&mut self.peers[peer.index()].alive, alive) == alive {
-            return;
-        }
-        if alive {
-            self.counters.revivals += 1;
-        } else {
-            self.counters.deaths += 1;
-        }
-        let word = &self.shared.peer(peer).alive;
-        word.store(alive.into(), Ordering::Release);
-    }
-
-    /// Writes the outbox rows that changed to the peers.
-    fn write_rows(&mut self, now_ns: u64) -> bool {
-        let mut wrote = false;
-        for peer in self.settings.peers().iter() {
-            let line = &self.wire(Link::Board, peer).line;
-            if !line.is_up() {
-                continue;
-            }
-            let generation = line.generation();
-            let changes = self
-                .shared
-                .peer(peer)
-                .outbox_changes
-                .load(Ordering::Acquire);
-            match self.boards.write(peer, generation, changes, &self.board) {
-                Ok(posted) => wrote |= posted,
-                Err(_) => self.fault(Link::Board, peer, now_ns),
-            }
-        }
-        wrote
-    }
-
     fn wire(&self, link: Link, peer: ReplicaId) -> &Wire<C> {
         self.wires[link as usize][peer.index()]
             .as_ref()
@@ -400,29 +288,6 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         let start = board_row(peer);
         for word in start..start + ROW_WORDS {
             self.board.memory.store(word, 0);
-        }
-    }
-
-    /// Halts this replica if a majority has another state.
-    fn compare_digests(&mut self) {
-        let shared = &self.shared;
-        let own = std::array::from_fn(|n| digest::Point::load(n, |word| self.board.public(word)));
-        let voters = self.settings.peers();
-        let voters = voters
-            .iter()
-            .filter(|peer| shared.peer(*peer).standing().voter);
-        let voters: Members = voters.collect();
-        let points = |id: ReplicaId| {
-            std::array::from_fn(|n| digest::Point::load(n, |word| shared.peer(id).public(word)))
-        };
-        let ids = (0..MAX_REPLICAS as u8).filter_map(ReplicaId::new);
-        let voters = ids.filter(|id| voters.contains(*id)).map(points);
-        let quorum = self.settings.members.quorum();
-        if self
-            .guard
-            .has_diverged(own, voters, quorum, shared.progress())
-        {
-            shared.halt(Halt::Diverged);
         }
     }
 }
