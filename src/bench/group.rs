@@ -238,7 +238,11 @@ impl Follower {
             let worked = member.replica.replication.poll(now_ns, |_| {}).worked;
             quiet = if worked { 0 } else { quiet + 1 };
             // One that is behind goes on at once.
-            looked = if member.replica.replication.is_behind() { 0 } else { now_ns };
+            looked = if member.replica.replication.is_behind() {
+                0
+            } else {
+                now_ns
+            };
             if now_ns - heard > HEARTBEAT.as_nanos() as u64 {
                 heard = now_ns;
                 member.replica.background.poll(now_ns);
