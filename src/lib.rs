@@ -7,3 +7,5 @@ pub mod config;
 pub mod control;
 
 pub use mu_verbs as verbs;
+
+pub mod picture;

@@ -1,8 +1,8 @@
 //! The search for a linearization of the operations on one key: Wing and Gong's, with Lowe's memory of what was tried.
 //!
 //! Depth first: give a place to one of the operations that may come next, apply it to the model, go on if the answer is
-//! the one the client saw, else take it back. A configuration is (which operations have a place, state); one seen before
-//! is not entered again. How the first part is kept small is told in [`crate::timeline`].
+//! the one the client saw, else take it back. A configuration is (which operations have a place, state); one seen
+//! before is not entered again. How the first part is kept small is told in [`crate::timeline`].
 //!
 //! What keeps the tree thin:
 //! - A read that fits now is placed now, without an alternative: it changes nothing, so if it fits later as well,

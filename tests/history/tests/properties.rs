@@ -1,4 +1,4 @@
-//! Histories of a store that keeps the rules pass every judge, whatever the clients do; and what breaks a rule does not.
+//! Histories of a store that keeps the rules pass every judge, whatever the clients do; what breaks a rule does not.
 
 mod common;
 
