@@ -201,8 +201,9 @@ pub fn admitted(payload: &[u8]) -> Option<(ReplicaId, u64)> {
 /// An entry under construction, in private memory of fixed size.
 #[derive(Debug)]
 pub struct Encoder {
-    bytes: Vec<u8>,
-    capacity: usize,
+    bytes: Box<[u8]>,
+    /// Bytes of header and payload so far.
+    len: usize,
     count: u16,
     /// The entry is complete; the next command begins another one. Until then its payload can be read.
     finished: bool,
@@ -211,11 +212,10 @@ pub struct Encoder {
 impl Encoder {
     /// Room for entries of up to `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(max_bytes);
-        bytes.resize(HEADER_BYTES, 0);
+        assert!(max_bytes >= OVERHEAD_BYTES, "no entry is so short");
         Self {
-            bytes,
-            capacity: max_bytes,
+            bytes: vec![0; max_bytes].into(),
+            len: HEADER_BYTES,
             count: 0,
             finished: false,
         }
@@ -234,7 +234,7 @@ impl Encoder {
             + if self.finished {
                 HEADER_BYTES
             } else {
-                self.bytes.len()
+                self.len
             }
     }
 
@@ -242,7 +242,7 @@ impl Encoder {
     #[inline]
     pub fn fits(&self, len: usize) -> bool {
         let after = self.size() + FRAME_BYTES + len.next_multiple_of(WORD);
-        after <= self.capacity && usize::from(self.count()) < crate::limits::MAX_BATCH
+        after <= self.bytes.len() && usize::from(self.count()) < crate::limits::MAX_BATCH
     }
 
     /// Adds a command, which must fit.
@@ -250,21 +250,29 @@ impl Encoder {
     pub fn push(&mut self, frame: Frame<'_>) {
         debug_assert!(self.fits(frame.bytes.len()));
         self.begin();
-        self.bytes.extend_from_slice(&frame.client.to_le_bytes());
-        self.bytes.extend_from_slice(&frame.sequence.to_le_bytes());
-        self.bytes
-            .extend_from_slice(&(frame.bytes.len() as u64).to_le_bytes());
+        let head = [frame.client, frame.sequence, frame.bytes.len() as u64];
+        let at = self.len;
+        let place: &mut [u8; FRAME_BYTES] = (&mut self.bytes[at..at + FRAME_BYTES])
+            .try_into()
+            .expect("as long as a frame's head");
+        for (word, place) in head.iter().zip(place.as_chunks_mut::<WORD>().0) {
+            *place = word.to_le_bytes();
+        }
+        self.len += FRAME_BYTES;
         self.raw(frame.bytes);
         self.count += 1;
     }
 
-    /// Adds bytes without a frame, padded.
+    /// Adds bytes without a frame, padded. They must fit.
     #[inline]
     pub fn raw(&mut self, bytes: &[u8]) {
         self.begin();
-        self.bytes.extend_from_slice(bytes);
-        let padded = self.bytes.len().next_multiple_of(WORD);
-        self.bytes.resize(padded, 0);
+        let padded = bytes.len().next_multiple_of(WORD);
+        let place = &mut self.bytes[self.len..self.len + padded];
+        let (data, padding) = place.split_at_mut(bytes.len());
+        data.copy_from_slice(bytes);
+        padding.fill(0);
+        self.len += padded;
     }
 
     /// Completes the entry: fills in length, count and checksum of `header`, and gives it with its bytes.
@@ -272,21 +280,24 @@ impl Encoder {
     pub fn finish(&mut self, header: Header, checksum: bool) -> (Header, &[u8]) {
         self.begin();
         self.finished = true;
-        let payload = &self.bytes[HEADER_BYTES..];
-        let crc = checksum.then(|| crc32c::crc32c(payload));
+        let len = self.len;
+        let crc = checksum.then(|| crc32c::crc32c(&self.bytes[HEADER_BYTES..len]));
         let header = Header {
-            len: payload.len() as u32,
+            len: (len - HEADER_BYTES) as u32,
             count: self.count,
             crc,
             ..header
         };
         let words = header.to_words();
-        for (at, word) in words.into_iter().enumerate() {
-            self.bytes[at * WORD..(at + 1) * WORD].copy_from_slice(&word.to_le_bytes());
+        let place: &mut [u8; HEADER_BYTES] = (&mut self.bytes[..HEADER_BYTES])
+            .try_into()
+            .expect("as long as a header");
+        for (word, place) in words.iter().zip(place.as_chunks_mut::<WORD>().0) {
+            *place = word.to_le_bytes();
         }
-        self.bytes
-            .extend_from_slice(&tail(words[HEADER_WORDS - 1]).to_le_bytes());
-        (header, &self.bytes)
+        let end = len + TAIL_BYTES;
+        self.bytes[len..end].copy_from_slice(&tail(words[HEADER_WORDS - 1]).to_le_bytes());
+        (header, &self.bytes[..end])
     }
 
     /// Empties it, if it holds a complete entry.
@@ -300,8 +311,7 @@ impl Encoder {
     /// Empties it.
     #[inline]
     pub fn clear(&mut self) {
-        self.bytes.truncate(HEADER_BYTES);
-        (self.count, self.finished) = (0, false);
+        (self.len, self.count, self.finished) = (HEADER_BYTES, 0, false);
     }
 
     /// The payload of the entry that was completed last, until something is added.

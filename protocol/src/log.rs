@@ -167,9 +167,19 @@ impl Log {
         pieces.into_iter().filter(|piece| piece.2 != 0)
     }
 
+    /// Whether bytes from `at` lie in two pieces.
+    #[inline]
+    pub fn straddles(&self, at: u64, len: usize) -> bool {
+        (at & self.mask) + len as u64 > self.ring()
+    }
+
     /// Copies bytes in from a position that is a multiple of 8.
     #[inline]
     pub fn write(&self, at: u64, bytes: &[u8]) {
+        if !self.straddles(at, bytes.len()) {
+            self.memory.write_bytes(self.offset(at), bytes);
+            return;
+        }
         let mut rest = bytes;
         for (_, offset, len) in self.pieces(at..at + bytes.len() as u64) {
             let (now, later) = rest.split_at(len);
@@ -198,6 +208,10 @@ impl Source for Log {
 
     #[inline]
     fn read(&self, at: u64, bytes: &mut [u8]) {
+        if !self.straddles(at, bytes.len()) {
+            self.memory.read_bytes(self.offset(at), bytes);
+            return;
+        }
         let mut rest = bytes;
         for (_, offset, len) in self.pieces(at..at + rest.len() as u64) {
             let (now, later) = rest.split_at_mut(len);

@@ -1,5 +1,7 @@
 //! What replicating one command costs, beside the bare write to a majority, round by round.
 
+use std::sync::atomic::{Ordering, fence};
+
 use anyhow::{Result, bail, ensure};
 use mu_protocol::entry;
 use mu_protocol::replication::{Event, Outcome};
@@ -133,6 +135,7 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
 #[inline]
 fn one<C: Context>(leading: &mut Leading<'_, '_, C>, clock: &Clock, command: &[u8]) -> Result<u64> {
     let mut now_ns = leading.now_ns();
+    settle();
     let start = clock.now();
     // A full ring is the follower's doing: waiting for it is part of the command's time.
     let mut polls = 0u32;
@@ -143,11 +146,13 @@ fn one<C: Context>(leading: &mut Leading<'_, '_, C>, clock: &Clock, command: &[u
             bail!("a command is not taken: {refused}");
         }
     }
-    let mut decided = None;
+    let (mut decided, mut ns) = (None, 0);
     let mut spins = 0u32;
     loop {
         leading.engine.poll(now_ns, |event| {
+            // As for the bare write, what is left when the majority has been reached is not part of it.
             if let Event::Command { outcome, .. } = event {
+                ns = clock.since(start);
                 decided = Some(matches!(outcome, Outcome::Decided { .. }));
             }
         });
@@ -174,6 +179,12 @@ fn one<C: Context>(leading: &mut Leading<'_, '_, C>, clock: &Clock, command: &[u
     Ok(ns)
 }
 
+/// Lets the stores of the round before drain, so that every round pays for its own only.
+#[inline]
+fn settle() {
+    fence(Ordering::SeqCst);
+}
+
 /// Writes `bytes` to a majority; nanoseconds.
 #[inline]
 fn bare<C: Context>(
@@ -182,6 +193,7 @@ fn bare<C: Context>(
     bytes: &[u8],
     stride: usize,
 ) -> Result<u64> {
+    settle();
     let start = clock.now();
     let mut ns = 0;
     leading

@@ -146,6 +146,7 @@ fn commands<C: Context>(
     let mut outstanding: VecDeque<(u64, usize)> = VecDeque::with_capacity(in_flight + 1);
     let (start, mut decided, mut lost) = (clock.now(), 0u64, 0u64);
     let mut last = start;
+    let mut ended: Vec<u64> = Vec::with_capacity(in_flight);
     let mut refused = 0u32;
     while clock.ns(start, last) < plan.point_ns / 2 || !outstanding.is_empty() {
         let goes_on = clock.ns(start, last) < plan.point_ns / 2;
@@ -169,7 +170,6 @@ fn commands<C: Context>(
             }
         }
         let now_ns = leading.now_ns();
-        last = clock.now();
         leading.engine.poll(now_ns, |event| {
             let Event::Command { outcome, .. } = event else {
                 return;
@@ -178,16 +178,18 @@ fn commands<C: Context>(
                 Outcome::Decided { .. } => decided += 1,
                 _ => lost += 1,
             }
-            if let Some((handed, left)) = outstanding.front_mut() {
-                if *left == 1 {
-                    latency.record(clock.ns(*handed, last));
-                }
+            if let Some((_, left)) = outstanding.front_mut() {
                 *left -= 1;
                 if *left == 0 {
-                    outstanding.pop_front();
+                    ended.extend(outstanding.pop_front().map(|(handed, _)| handed));
                 }
             }
         });
+        last = clock.now();
+        // Of an entry's commands the last reply is taken: all were handed over together.
+        for handed in ended.drain(..) {
+            latency.record(clock.ns(handed, last));
+        }
     }
     ensure!(
         lost == 0,

@@ -117,18 +117,12 @@ impl Follower {
         now_ns: u64,
     ) -> Result<(), PostError> {
         while self.sent < end.at {
-            let inline = last.filter(|(at, bytes)| {
-                *at == self.sent
-                    && lane.takes_inline(bytes.len())
-                    && log.offset(*at) + bytes.len()
-                        <= log.memory().len().min(log.offset(log.ring() - 1) + 1)
-            });
-            self.sent = match inline {
-                Some((at, bytes)) => {
+            self.sent = match last {
+                Some((at, bytes)) if at == self.sent => {
                     lane.write_inline(log, self.id, self.target, (at, end.index), bytes)?;
                     end.at
                 }
-                None => lane.write_log(log, self.id, self.target, self.sent..end.at, end.index)?,
+                _ => lane.write_log(log, self.id, self.target, self.sent..end.at, end.index)?,
             };
             self.posted(now_ns);
         }
@@ -536,12 +530,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         log.write(at, bytes);
         lead.end = lead.end.after(&header);
         lead.appended_ns = now_ns;
+        let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
+        let last = inline.then_some((at, bytes));
         for follower in lead
             .followers
             .iter_mut()
             .filter(|f| f.stage == Stage::Confirmed)
         {
-            let posted = follower.pump(lane, log, lead.end, Some((at, bytes)), now_ns);
+            let posted = follower.pump(lane, log, lead.end, last, now_ns);
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
@@ -552,11 +548,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
         let n = self.lane.poll();
-        for done in 0..n {
-            if let Some(done) = self.lane.done(done)
+        for place in 0..n {
+            if let Some(done) = self.lane.done(place)
                 && self.completed(done, now_ns, each).is_break()
             {
                 return true;
+            }
+            // A majority may not need the completions that came with this one.
+            if place + 1 < n && self.lead.phase == Phase::Leading {
+                self.decide(each);
             }
         }
         let Self {
