@@ -488,6 +488,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.counters
     }
 
+    /// The words shared with the background engine, for checks.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Board and outbox, for checks.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// The own log, for checks.
     pub fn log(&self) -> &Log {
         &self.log
