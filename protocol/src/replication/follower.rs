@@ -37,6 +37,8 @@ pub(super) struct Follow {
     quiet: u32,
     /// Since when a decided entry has not been readable.
     damaged_ns: Option<u64>,
+    /// Since when the leader has not had what comes next here.
+    behind_ns: Option<u64>,
     /// The incarnation of each replica whose admission was applied last.
     pub(super) admitted: [u64; MAX_REPLICAS],
     /// Which of the two digest words is next.
@@ -132,7 +134,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.board.set_public(public::APPLIED_AT, applied.at);
         self.board.set_public(public::APPLIED, applied.index);
         self.board.set_public(public::COMMIT, self.commit);
-        self.follow.damaged_ns = None;
+        (self.follow.damaged_ns, self.follow.behind_ns) = (None, None);
         true
     }
 
@@ -246,7 +248,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         } else {
             self.follow.damaged_ns = None;
         }
-        if self.is_left_behind(applied) {
+        if !self.is_left_behind(applied) {
+            self.follow.behind_ns = None;
+            return false;
+        }
+        // Without the next entry nothing helps any more. With it, the word that it is decided may be on its way, but a
+        // leader that cannot bring this log up to date never sends it.
+        let next = look(&self.log, applied, self.max_entry, self.zoo);
+        let since = *self.follow.behind_ns.get_or_insert(now_ns);
+        let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
+        if next.is_none() || late {
             self.start_anew(each);
             return true;
         }
@@ -261,7 +272,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let peer = self.shared.peer(leader);
         peer.standing().role == Role::Leader
             && peer.public(public::HORIZON) > applied.at
-            && look(&self.log, applied, self.max_entry, self.zoo).is_none()
     }
 
     /// Completions of a leadership that is over.

@@ -1,7 +1,8 @@
 //! The requests of the replication engine on the log links: what is posted, and what its completion says.
 //!
 //! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
-//! connection is told by that and dropped. Bytes go out from the registered log or inline; what is read from a peer goes
+//! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and their
+//! completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes
 //! into a scratch area of that peer's, or straight into the own ring, at the same positions.
 
 use std::ops::Range;
@@ -13,7 +14,7 @@ use mu_verbs::{
 
 use crate::ids::ReplicaId;
 use crate::layout::header;
-use crate::limits::{LOG_HEADER_BYTES, MAX_INLINE_ENTRY, MAX_REPLICAS, MAX_TRANSFER};
+use crate::limits::{LOG_HEADER_BYTES, LOG_QP_DEPTH, MAX_INLINE_ENTRY, MAX_REPLICAS, MAX_TRANSFER};
 use crate::log::{Log, Window};
 
 /// One value a peer.
@@ -39,16 +40,22 @@ pub(super) enum Op {
     Adopt = 6,
 }
 
-const VALUE_BITS: u32 = 40;
+/// Bits of a request's number: four for the peer, four for what it does, then these.
+const COUNT_BITS: u32 = 12;
+const VALUE_BITS: u32 = 32;
+const COUNT: u16 = (1 << COUNT_BITS) - 1;
+const VALUE: u64 = (1 << VALUE_BITS) - 1;
 
 /// A request's number, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     pub(super) peer: ReplicaId,
     pub(super) op: Op,
-    /// The low 16 bits of the connection's generation.
-    pub(super) generation: u16,
-    /// The low 40 bits of an index or a round.
+    /// The low 12 bits of the connection's generation.
+    generation: u16,
+    /// Counts the requests on it.
+    sequence: u16,
+    /// The low 32 bits of an index or a round.
     pub(super) value: u64,
 }
 
@@ -56,8 +63,9 @@ impl Tag {
     fn to_id(self) -> u64 {
         (self.peer.get() as u64) << 60
             | (self.op as u64) << 56
-            | u64::from(self.generation) << VALUE_BITS
-            | self.value & ((1 << VALUE_BITS) - 1)
+            | u64::from(self.generation & COUNT) << (VALUE_BITS + COUNT_BITS)
+            | u64::from(self.sequence & COUNT) << VALUE_BITS
+            | self.value & VALUE
     }
 
     fn from_id(id: u64) -> Option<Self> {
@@ -73,16 +81,29 @@ impl Tag {
         Some(Self {
             peer: ReplicaId::new((id >> 60) as u8)?,
             op: *OPS.get((id >> 56 & 15) as usize)?,
-            generation: (id >> VALUE_BITS) as u16,
-            value: id & ((1 << VALUE_BITS) - 1),
+            generation: (id >> (VALUE_BITS + COUNT_BITS)) as u16 & COUNT,
+            sequence: (id >> VALUE_BITS) as u16 & COUNT,
+            value: id & VALUE,
         })
     }
 
-    /// The whole number whose low bits are the value, given one that is not far away.
+    /// Whether it is of this connection.
+    #[inline]
+    pub(super) fn is_of(self, generation: u32) -> bool {
+        self.generation == generation as u16 & COUNT
+    }
+
+    /// Whether its value is `value`, as far as there are bits of it.
+    pub(super) fn says(self, value: u64) -> bool {
+        self.value == value & VALUE
+    }
+
+    /// The whole number whose low bits are the value, given one that is not far away. It may be lower: a completion can
+    /// come twice, or late.
     pub(super) fn widened(self, near: u64) -> u64 {
-        let mask = (1 << VALUE_BITS) - 1;
-        let ahead = self.value.wrapping_sub(near) & mask;
-        near.wrapping_add(ahead)
+        let half = 1 << (VALUE_BITS - 1);
+        let ahead = self.value.wrapping_sub(near).wrapping_add(half) & VALUE;
+        near.wrapping_add(ahead).saturating_sub(half)
     }
 }
 
@@ -110,9 +131,47 @@ impl Target {
     }
 }
 
+/// Requests on one connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    generation: u16,
+    posted: u16,
+    /// The lowest number that has not been completed, nor any above it.
+    next: u16,
+}
+
+impl Counted {
+    /// The number of the next request.
+    #[inline]
+    fn number(&mut self, generation: u16) -> u16 {
+        if self.generation != generation {
+            *self = Self { generation, ..Self::default() };
+        }
+        self.posted & COUNT
+    }
+
+    /// Whether a completion is the next, or one after others that were lost or not asked for: not one that came before.
+    /// Those of another connection are not judged here.
+    #[inline]
+    fn is_next(&mut self, tag: Tag) -> bool {
+        if tag.generation != self.generation {
+            return true;
+        }
+        let ahead = tag.sequence.wrapping_sub(self.next) & COUNT;
+        let is_next = ahead < self.posted.wrapping_sub(self.next) & COUNT;
+        if is_next {
+            self.next = tag.sequence.wrapping_add(1) & COUNT;
+        }
+        is_next
+    }
+}
+
+const _: () = assert!(LOG_QP_DEPTH < COUNT as u32, "requests under way have different numbers");
+
 /// The log links of this replica.
 pub(super) struct Lane<C: Context> {
     qps: PerPeer<C::Qp>,
+    counted: [Counted; MAX_REPLICAS],
     cq: C::Cq,
     /// What the last poll brought. Kept, so that a poll need not clear it.
     polled: [Completion; POLLED],
@@ -150,6 +209,7 @@ impl<C: Context> Lane<C> {
             log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
             qps,
+            counted: [Counted::default(); MAX_REPLICAS],
             cq,
             polled: [Completion::EMPTY; POLLED],
             slot_bytes,
@@ -189,8 +249,9 @@ impl<C: Context> Lane<C> {
         }
     }
 
+    #[inline]
     fn post(
-        qp: Option<&mut C::Qp>,
+        (qp, counted): (Option<&mut C::Qp>, &mut Counted),
         tag: Tag,
         op: SendOp<'_, C::Mr, C::Mw>,
         signalled: bool,
@@ -201,18 +262,22 @@ impl<C: Context> Lane<C> {
         } else {
             SendFlags::NONE
         };
+        let sequence = counted.number(tag.generation);
         qp.post_send(&SendWr {
-            wr_id: tag.to_id(),
+            wr_id: Tag { sequence, ..tag }.to_id(),
             op,
             flags,
-        })
+        })?;
+        counted.posted = counted.posted.wrapping_add(1) & COUNT;
+        Ok(())
     }
 
     fn tag(peer: ReplicaId, to: Target, op: Op, value: u64) -> Tag {
         Tag {
             peer,
             op,
-            generation: to.generation as u16,
+            generation: to.generation as u16 & COUNT,
+            sequence: 0,
             value,
         }
     }
@@ -232,7 +297,7 @@ impl<C: Context> Lane<C> {
             remote: to.remote(word * WORD),
             imm: None,
         };
-        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
     }
 
     /// Reads the header into the peer's slot.
@@ -247,7 +312,7 @@ impl<C: Context> Lane<C> {
             local: &local,
             remote: to.remote(0),
         };
-        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
     }
 
     /// Reads a stretch of the peer's log into its slot.
@@ -271,7 +336,7 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post(self.qps[peer.index()].as_mut(), tag, op, last)?;
+            Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, last)?;
         }
         Ok(())
     }
@@ -292,7 +357,7 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post(self.qps[peer.index()].as_mut(), tag, op, last)?;
+            Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, last)?;
         }
         Ok(())
     }
@@ -314,7 +379,7 @@ impl<C: Context> Lane<C> {
             remote,
             imm: None,
         };
-        Self::post(self.qps[peer.index()].as_mut(), tag, op, true)
+        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
     }
 
     /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
@@ -341,7 +406,7 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        Self::post(self.qps[peer.index()].as_mut(), tag, write, true)?;
+        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, write, true)?;
         Ok(end)
     }
 
@@ -351,12 +416,15 @@ impl<C: Context> Lane<C> {
         self.cq.poll(&mut self.polled)
     }
 
-    /// Completion `n` of the last poll, if a request of this engine made it.
+    /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked once
+    /// for each, in order.
     #[inline]
-    pub(super) fn done(&self, n: usize) -> Option<Done> {
+    pub(super) fn done(&mut self, n: usize) -> Option<Done> {
         let completion = &self.polled[n];
         let ok = completion.status == WcStatus::SUCCESS;
-        Tag::from_id(completion.wr_id).map(|tag| Done { tag, ok })
+        let tag = Tag::from_id(completion.wr_id)?;
+        let is_next = self.counted[tag.peer.index()].is_next(tag);
+        is_next.then_some(Done { tag, ok })
     }
 }
 
@@ -382,8 +450,9 @@ mod tests {
             let tag = Tag {
                 peer,
                 op,
-                generation: 0xabcd,
-                value: (1 << VALUE_BITS) - 2,
+                generation: 0xbcd,
+                sequence: 0x789,
+                value: VALUE - 1,
             };
             assert_eq!(Tag::from_id(tag.to_id()), Some(tag));
         }
@@ -393,22 +462,50 @@ mod tests {
     #[test]
     fn an_index_is_widened_from_one_nearby() {
         let peer = ReplicaId::new(0).expect("an id");
-        for index in [5, 1 << 39, (1 << 40) + 3, (7 << 40) - 1, u64::MAX >> 1] {
+        for index in [5, 1 << 31, (1 << 32) + 3, (7 << 32) - 1, u64::MAX >> 1] {
             let id = Tag {
                 peer,
                 op: Op::Entries,
                 generation: 0,
+                sequence: 0,
                 value: index,
             }
             .to_id();
             let tag = Tag::from_id(id).expect("a tag");
-            for back in [0, 1, 1000, 1 << 39] {
+            for back in [0, 1, 1000, (1 << 31) - 1] {
                 assert_eq!(
                     tag.widened(index.saturating_sub(back)),
                     index,
                     "{index} from {back} before"
                 );
+                assert_eq!(tag.widened(index + back), index, "{index} from {back} behind");
             }
         }
+    }
+
+    #[test]
+    fn a_completion_counts_once_and_gaps_are_passed_over() {
+        let peer = ReplicaId::new(0).expect("an id");
+        let tag = |generation, sequence| Tag {
+            peer,
+            op: Op::Entries,
+            generation,
+            sequence,
+            value: 0,
+        };
+        let mut counted = Counted::default();
+        for round in 0..3 * u16::from(COUNT) {
+            let number = counted.number(7);
+            counted.posted = (number + 1) & COUNT;
+            assert!(!counted.is_next(tag(7, (number + 1) & COUNT)), "not posted yet");
+            if round % 5 != 0 {
+                assert!(counted.is_next(tag(7, number)), "after a gap in round {round}");
+                assert!(!counted.is_next(tag(7, number)), "twice in round {round}");
+                assert!(!counted.is_next(tag(7, number.wrapping_sub(1) & COUNT)), "late");
+            }
+        }
+        assert!(counted.is_next(tag(6, 0)), "another connection's is not judged");
+        assert_eq!(counted.number(8), 0, "a new connection counts anew");
+        assert!(!counted.is_next(tag(8, 0)));
     }
 }

@@ -594,7 +594,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let Some(follower) = self.lead.follower(done.tag.peer) else {
             return ControlFlow::Continue(());
         };
-        let current = done.tag.generation == follower.target.generation as u16;
+        let current = done.tag.is_of(follower.target.generation);
         if follower.stage == Stage::Idle || !(current || stale_counts) {
             self.counters.stale += 1;
             return ControlFlow::Continue(());
@@ -618,7 +618,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 follower.matched = done.tag.widened(follower.matched).min(end);
             }
             Op::Commit if done.tag.value != 0 && follower.voter => {
-                self.lead.proof.succeeded(done.tag.peer, done.tag.value);
+                self.lead.proof.succeeded(done.tag);
             }
             Op::Header => return self.header_read(done.tag.peer, now_ns, each),
             Op::Scan => self.scanned(done.tag.peer, now_ns),

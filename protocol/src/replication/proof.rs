@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use mu_verbs::Context;
 
+use super::lane::Tag;
 use super::{Event, ReadOutcome, Replication};
-use crate::ids::{Members, ReplicaId};
+use crate::ids::Members;
 use crate::machine::StateMachine;
 use crate::zoo::{Bug, Zoo};
 
@@ -40,10 +41,10 @@ impl Proof {
         self.asked - 1
     }
 
-    /// Voter `id` still takes writes, says round `round` (its low bits).
-    pub(super) fn succeeded(&mut self, id: ReplicaId, round: u64) {
-        if round == self.round {
-            self.by = self.by.with(id);
+    /// A voter still takes writes, says this completion.
+    pub(super) fn succeeded(&mut self, tag: Tag) {
+        if tag.says(self.round) {
+            self.by = self.by.with(tag.peer);
         }
     }
 
