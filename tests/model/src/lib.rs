@@ -13,8 +13,8 @@
 //!   granted the right. Without that it can write over an entry that the new leader has counted
 //!   ([`bugs::Bug::OwnEngineNotStopped`]).
 //! - A leader counts an admitted replica only if it has itself applied that admission, and looks at its promise
-//!   whenever it counts. A replica's word alone, with a look at the promise when the entry was written, lets a deposed leader
-//!   count what a replica acknowledged to it as a learner.
+//!   whenever it counts. A replica's word alone, with a look at the promise when the entry was written, lets a deposed
+//!   leader count what a replica acknowledged to it as a learner.
 //! - What others write into a leader's header does not become its commit index: they lead another log.
 //!
 //! Entries land whole here. How their words become visible is the business of the loom models in `protocol/tests`.
