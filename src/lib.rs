@@ -7,6 +7,7 @@
 pub mod config;
 pub mod control;
 pub mod host;
+pub mod kv;
 
 pub use mu_protocol as protocol;
 pub use mu_verbs as verbs;
