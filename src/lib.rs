@@ -1,11 +1,18 @@
 //! Microsecond state machine replication over one-sided RDMA writes.
 //!
-//! What is here so far is the verbs layer that everything above stands on: one interface over real NICs and over
-//! memory; the [`config`] of a cluster; and the [`control`] connections between its members.
+//! A [`StateMachine`] becomes a [`Replica`], which other threads propose commands to, or a [`Direct`], which the
+//! application's own thread drives; [`host`] is how. [`config`] is what a cluster is, [`control`] the authenticated
+//! connections between its processes. `examples/first.rs` is a whole replicated program.
 
 pub mod config;
 pub mod control;
+pub mod host;
+pub mod picture;
 
+pub use mu_protocol as protocol;
 pub use mu_verbs as verbs;
 
-pub mod picture;
+pub use mu_protocol::ids::ReplicaId;
+pub use mu_protocol::machine::{Command, RestoreError, StateMachine};
+
+pub use host::{Direct, Group, Inproc, Options, ProposeError, Replica, Reply, StartError};

@@ -1,0 +1,171 @@
+//! How a replica is hosted: settings of its engines and of its threads, from code or from a [`Config`].
+
+use std::io;
+
+use mu_protocol::ids::{Members, ReplicaId};
+use mu_protocol::settings::{Checksum, Settings};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::error::StartError;
+use super::pace::Policy;
+use crate::config::{self, Backend, Config, Poll};
+
+/// How one thread waits, and where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadOptions {
+    /// How it waits.
+    pub policy: Policy,
+    /// Its processor; not pinned if `None`.
+    pub cpu: Option<u16>,
+}
+
+/// How one replica is hosted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The name of the cluster, for metrics.
+    pub cluster: String,
+    /// Settings of the engines.
+    pub settings: Settings,
+    /// The thread that replicates. In direct mode that is the caller's, and only its policy counts.
+    pub replication: ThreadOptions,
+    /// The thread that keeps connections, heartbeats and permissions.
+    pub background: ThreadOptions,
+}
+
+/// Each replica has two threads that poll.
+const THREADS_PER_REPLICA: usize = 2;
+
+impl Options {
+    /// Adaptive threads for a group of which all replicas run on this machine.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let threads = settings.members.len() * THREADS_PER_REPLICA;
+        let thread = ThreadOptions {
+            policy: Policy::named(Poll::Adaptive, threads),
+            cpu: None,
+        };
+        Self {
+            cluster: "mu".into(),
+            settings,
+            replication: thread,
+            background: thread,
+        }
+    }
+
+    /// What a configuration says of member `id`. `form`: it founds the group, with empty memory.
+    ///
+    /// # Errors
+    /// No member has this id, or the engines cannot take a setting.
+    pub fn from_config(config: &Config, id: u8, form: bool) -> Result<Self, StartError> {
+        let member = config.member(id)?;
+        let settings = settings(config, id, form);
+        settings.check()?;
+        // On one host all replicas share the processors.
+        let replicas = match config.backend() {
+            Backend::Inproc | Backend::Shm => config.members().len(),
+            Backend::Nic => 1,
+        };
+        let threads = replicas * THREADS_PER_REPLICA;
+        let thread = |poll, cpu| ThreadOptions {
+            policy: Policy::named(poll, threads),
+            cpu,
+        };
+        Ok(Self {
+            cluster: config.cluster().into(),
+            settings,
+            replication: thread(config.replication_poll(), member.replication_cpu),
+            background: thread(config.background_poll(), member.background_cpu),
+        })
+    }
+}
+
+/// The engines' settings for a configuration: the one place where the two meet.
+fn settings(config: &Config, id: u8, form: bool) -> Settings {
+    let ns = |us: u64| us.saturating_mul(1_000);
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let replica = |id| ReplicaId::new(id).expect("the configuration checked it");
+    let members: Members = config.members().iter().map(|m| replica(m.id)).collect();
+    let base = Settings::new(replica(id), members);
+    let detect_ns = ns(config.detect_us());
+    let completion_timeout_ns = ns(config.completion_timeout_us());
+    Settings {
+        // The ring is a power of two; what a log has beyond one is not used.
+        ring_bytes: 1 << size(config.log_bytes()).ilog2(),
+        max_command_bytes: size(config.max_command_bytes()),
+        sessions: size(config.sessions()),
+        window: size(config.window()),
+        checksum: match config.checksum() {
+            config::Checksum::Auto => Checksum::Auto,
+            config::Checksum::Always => Checksum::Always,
+        },
+        heartbeat_ns: ns(config.heartbeat_us()),
+        detect_ns,
+        // A replica whose engine stands still must not look alive for much longer than a dead one.
+        stuck_ns: base.stuck_ns.max(2 * detect_ns),
+        completion_timeout_ns,
+        step_down_ns: 2 * completion_timeout_ns,
+        election_ns: base.election_ns.max(4 * detect_ns),
+        idle_flush_ns: ns(config.idle_flush_us()),
+        digest_interval: match config.digest_interval() {
+            0 => u64::MAX / 4,
+            entries => entries,
+        },
+        max_snapshot_bytes: size(config.snapshot_max_bytes()),
+        form,
+        ..base
+    }
+}
+
+/// Keeps the calling thread on a processor.
+pub(crate) fn pin(cpu: Option<u16>) -> Result<(), StartError> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    let mut set = CpuSet::new();
+    let pinned = set
+        .set(cpu.into())
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    pinned.map_err(|errno| StartError::System {
+        what: format!("pinning a thread to processor {cpu}"),
+        source: io::Error::from(errno),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Member;
+
+    fn config(change: impl FnOnce(config::Builder) -> config::Builder) -> Config {
+        let builder = (0..3).fold(Config::builder("test").backend(Backend::Inproc), |b, id| {
+            b.replica(Member::new(id))
+        });
+        change(builder).build().expect("a valid configuration")
+    }
+
+    #[test]
+    fn the_defaults_and_the_extremes_of_a_configuration_are_settings() {
+        let options = Options::from_config(&config(|b| b), 1, true).expect("the defaults");
+        let s = options.settings;
+        assert_eq!((s.id.get(), s.members.len(), s.form), (1, 3, true));
+        assert_eq!((s.ring_bytes, s.detect_ns), (64 << 20, 500_000));
+        let odd = config(|b| {
+            b.log_bytes((64 << 10) + 4096)
+                .max_command_bytes(4096)
+                .digest_interval(0)
+        });
+        let s = Options::from_config(&odd, 0, false)
+            .expect("rounded")
+            .settings;
+        assert_eq!(s.ring_bytes, 64 << 10, "the power of two below");
+        assert!(s.digest_interval > 1 << 60, "never");
+    }
+
+    #[test]
+    fn what_the_engines_cannot_take_is_refused_with_its_name() {
+        let big = config(|b| b.log_bytes(1 << 40).max_command_bytes(64 << 20));
+        let error = Options::from_config(&big, 0, true).expect_err("too big");
+        assert!(error.to_string().contains("ring_bytes"), "{error}");
+        let error = Options::from_config(&config(|b| b), 7, true).expect_err("no member");
+        assert!(matches!(error, StartError::Config(_)), "{error}");
+    }
+}
