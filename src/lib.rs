@@ -7,6 +7,7 @@
 pub mod config;
 pub mod control;
 pub mod host;
+pub mod kv;
 pub mod picture;
 
 pub use mu_protocol as protocol;

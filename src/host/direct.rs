@@ -382,7 +382,6 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
         for (id, index) in self.engine.followers() {
             matched[id.index()] = Some(index);
         }
-        let stopped = self.engine.stopped();
         View {
             standing: self.engine.standing(),
             epoch: self.engine.leads().unwrap_or(Epoch::NONE),
@@ -390,7 +389,7 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
             commit: self.engine.commit(),
             applied: self.engine.applied().index,
             in_flight: self.submitted - self.answered,
-            stopped: stopped.map(|why| self.common.ending().unwrap_or(why.into())),
+            stopped: self.stopped(),
             counters: self.engine.counters(),
             matched,
         }
@@ -419,7 +418,13 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
 
     /// Why it stopped, if it did.
     pub fn stopped(&self) -> Option<Halted> {
-        self.view().stopped
+        let why = self.engine.stopped()?;
+        Some(self.common.ending().unwrap_or(why.into()))
+    }
+
+    /// Bytes of the longest command.
+    pub fn max_command_bytes(&self) -> usize {
+        self.engine.settings().max_command_bytes
     }
 
     /// The last entry applied here.

@@ -27,31 +27,10 @@ impl ControlPlane for MeshPlane {
     }
 
     fn poll(&mut self) -> Option<ControlEvent> {
+        // What comes from an id that no replica can have is passed over.
         loop {
-            let (peer, event): (u8, fn(ReplicaId, Vec<u8>) -> ControlEvent) = match self.0.poll()? {
-                Event::Up { peer, .. } => (peer, |peer, _| ControlEvent::Up { peer }),
-                Event::Down { peer } => (peer, |peer, _| ControlEvent::Down { peer }),
-                Event::Message { peer, bytes } => {
-                    let Some(peer) = ReplicaId::new(peer) else {
-                        continue;
-                    };
-                    return Some(ControlEvent::Message { peer, bytes });
-                }
-                Event::Refused {
-                    peer,
-                    refusal,
-                    by_peer,
-                } => {
-                    let whose = if by_peer { "the peer" } else { "this side" };
-                    tracing::warn!(peer, %refusal, "{whose} refused the control connection");
-                    if by_peer && refusal.kind() == RefusalKind::Superseded {
-                        return Some(ControlEvent::Superseded);
-                    }
-                    continue;
-                }
-            };
-            if let Some(peer) = ReplicaId::new(peer) {
-                return Some(event(peer, Vec::new()));
+            if let Some(event) = translated(self.0.poll()?) {
+                return Some(event);
             }
         }
     }
@@ -66,5 +45,25 @@ impl ControlPlane for MeshPlane {
             .iter()
             .map(|kind| counters.refused(*kind))
             .sum()
+    }
+}
+
+fn translated(event: Event) -> Option<ControlEvent> {
+    match event {
+        Event::Up { peer, .. } => ReplicaId::new(peer).map(|peer| ControlEvent::Up { peer }),
+        Event::Down { peer } => ReplicaId::new(peer).map(|peer| ControlEvent::Down { peer }),
+        Event::Message { peer, bytes } => {
+            ReplicaId::new(peer).map(|peer| ControlEvent::Message { peer, bytes })
+        }
+        Event::Refused {
+            peer,
+            refusal,
+            by_peer,
+        } => {
+            let whose = if by_peer { "the peer" } else { "this side" };
+            tracing::warn!(peer, %refusal, "{whose} refused the control connection");
+            let superseded = by_peer && refusal.kind() == RefusalKind::Superseded;
+            superseded.then_some(ControlEvent::Superseded)
+        }
     }
 }

@@ -1,0 +1,365 @@
+//! The server: one thread that polls its sockets and the replication engine in turn.
+//!
+//! A turn takes what clients have sent, submits it, polls the engine once (so all of it is one entry of the log) and sends
+//! what ended. When nothing happens it sleeps on the poller, which any client's bytes end. Nothing that a client does
+//! makes it hold more than its bound, and a client that sends nonsense loses its connection.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+
+use mu_protocol::replication::{Event, Outcome, ReadOutcome};
+use mu_verbs::Context;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signalfd::SignalFd;
+
+use super::conn::{Conn, Over};
+use super::store::Store;
+use super::wire::{REQUEST_OVERHEAD, Request, Response};
+use crate::host::{Direct, Halted, ProposeError};
+
+/// Clients that are connected at the same time; more are turned away.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// A frame may be longer than the longest command by so much, so that it is answered as too large.
+const FRAME_SLACK: usize = 64 << 10;
+/// Bytes read from one client before another one has its turn.
+const READ_BYTES: usize = 64 << 10;
+/// Events of one look at the poller.
+const EVENTS: usize = 64;
+/// Connections accepted before other work has its turn.
+const ACCEPTS: usize = 16;
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const FIRST_CLIENT: u64 = 2;
+
+/// A replica of the key-value service with its clients.
+pub struct Server<C: Context> {
+    direct: Direct<C, Store>,
+    clients: Clients,
+    listener: TcpListener,
+    signals: Option<SignalFd>,
+    poller: Epoll,
+    /// Who waits, in the order of the tickets.
+    commands: VecDeque<Asker>,
+    reads: VecDeque<(Asker, Box<[u8]>)>,
+    /// Clients with something to be sent, or to be taken up again.
+    dirty: Vec<u64>,
+    max_command_bytes: usize,
+    buffer: Vec<u8>,
+}
+
+/// Whose request it is, and its number there.
+type Asker = (u64, u64);
+
+/// Why a server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A signal came.
+    Signal,
+    /// The replica stopped.
+    Replica(Halted),
+}
+
+#[derive(Default)]
+struct Clients {
+    map: HashMap<u64, Conn>,
+    next: u64,
+}
+
+impl<C: Context> Server<C> {
+    /// Serves clients of `listener`. A signal that can be read from `signals` ends it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn new(
+        direct: Direct<C, Store>,
+        listener: TcpListener,
+        signals: Option<SignalFd>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let poller = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+        poller.add(&listener, readable(LISTENER))?;
+        if let Some(signals) = &signals {
+            poller.add(signals, readable(SIGNALS))?;
+        }
+        let max_command_bytes = direct.max_command_bytes();
+        Ok(Self {
+            direct,
+            clients: Clients {
+                map: HashMap::new(),
+                next: FIRST_CLIENT,
+            },
+            listener,
+            signals,
+            poller,
+            commands: VecDeque::new(),
+            reads: VecDeque::new(),
+            dirty: Vec::new(),
+            max_command_bytes,
+            buffer: vec![0; READ_BYTES],
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The replica.
+    pub fn direct(&self) -> &Direct<C, Store> {
+        &self.direct
+    }
+
+    /// One turn, at the end of which it may sleep for a moment. Says when it is over.
+    pub fn turn(&mut self) -> Option<Ended> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        // An error could only be an interruption, and the next turn looks again.
+        let n = self
+            .poller
+            .wait(&mut events, EpollTimeout::ZERO)
+            .unwrap_or(0);
+        for event in &events[..n] {
+            match event.data() {
+                LISTENER => self.accept(),
+                SIGNALS => return Some(Ended::Signal),
+                token => self.take(token),
+            }
+        }
+        let pace = self.advance();
+        if let Some(why) = self.direct.stopped() {
+            self.flush();
+            return Some(Ended::Replica(why));
+        }
+        let busy = self.flush() || n > 0;
+        let pace = mu_protocol::replication::Pace {
+            worked: pace.worked || busy,
+            ..pace
+        };
+        self.direct.rest(pace, Some(self.poller.0.as_fd()));
+        None
+    }
+
+    /// Stops the replica and closes all connections.
+    pub fn stop(self) {
+        drop(self.signals);
+        self.direct.stop(|_| {});
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS {
+            let Ok((stream, from)) = self.listener.accept() else {
+                return;
+            };
+            if self.clients.map.len() >= CONNECTIONS_MAX {
+                tracing::warn!(%from, "turned away: {CONNECTIONS_MAX} clients are connected");
+                continue;
+            }
+            let token = self.clients.next;
+            let limit = self.max_command_bytes + REQUEST_OVERHEAD + FRAME_SLACK;
+            let added = Conn::new(stream, limit).and_then(|conn| {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+                self.poller.add(&conn.stream, event)?;
+                Ok(conn)
+            });
+            match added {
+                Ok(conn) => {
+                    self.clients.next += 1;
+                    self.clients.map.insert(token, conn);
+                }
+                Err(error) => tracing::warn!(%from, %error, "a client could not be taken on"),
+            }
+        }
+    }
+
+    /// Something happened on a client's socket.
+    fn take(&mut self, token: u64) {
+        let Some(conn) = self.clients.map.get_mut(&token) else {
+            return;
+        };
+        self.dirty.push(token);
+        // One that has enough in flight is not read from, whatever woke the poller.
+        if conn.interest.0
+            && let Err(over) = conn.fill(&mut self.buffer)
+        {
+            self.clients.end(token, &over);
+            return;
+        }
+        self.submit(token);
+    }
+
+    /// Submits what a client has sent.
+    fn submit(&mut self, token: u64) {
+        let Self {
+            direct,
+            clients,
+            commands,
+            reads,
+            ..
+        } = self;
+        let Some(conn) = clients.map.get_mut(&token) else {
+            return;
+        };
+        loop {
+            let (number, refused) = match conn.next() {
+                Ok(None) => return,
+                Err(over) => {
+                    clients.end(token, &over);
+                    return;
+                }
+                Ok(Some((number, request))) => match request {
+                    Request::Command {
+                        client,
+                        sequence,
+                        command,
+                    } => match direct.submit(client, sequence, command) {
+                        Ok(_) => {
+                            commands.push_back((token, number));
+                            continue;
+                        }
+                        Err(error) => (number, error),
+                    },
+                    Request::Get { key } => match direct.submit_read() {
+                        Ok(_) => {
+                            reads.push_back(((token, number), key.into()));
+                            continue;
+                        }
+                        Err(error) => (number, error),
+                    },
+                },
+            };
+            conn.answer(number, response_to(&refused));
+        }
+    }
+
+    /// Polls the engine and answers what ended.
+    fn advance(&mut self) -> mu_protocol::replication::Pace {
+        let Self {
+            direct,
+            clients,
+            commands,
+            reads,
+            dirty,
+            ..
+        } = self;
+        let mut ready = 0;
+        let pace = direct.poll(|event| {
+            let (asker, response) = match event {
+                Event::Command { outcome, .. } => {
+                    let asker = commands.pop_front().expect("somebody for every ticket");
+                    (asker, outcome_response(outcome))
+                }
+                Event::Read {
+                    outcome: ReadOutcome::Ready { .. },
+                    ..
+                } => {
+                    ready += 1;
+                    return;
+                }
+                Event::Read {
+                    outcome: ReadOutcome::NotLeader(hint),
+                    ..
+                } => {
+                    // Those that are ready come before it, and are still in the queue.
+                    let read = reads.remove(ready).expect("somebody for every ticket");
+                    let hint = hint.map(|id| id.get());
+                    (read.0, Response::NotLeader { hint })
+                }
+                Event::Role { .. } => return,
+            };
+            clients.answer(asker, response, dirty);
+        });
+        for (asker, key) in reads.drain(..ready) {
+            clients.answer(asker, Response::Value(direct.app().get(&key)), dirty);
+        }
+        pace
+    }
+
+    /// Sends what was answered, and takes up clients that had enough in flight. Whether there was any.
+    fn flush(&mut self) -> bool {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        dirty.dedup();
+        let any = !dirty.is_empty();
+        for token in dirty.drain(..) {
+            self.submit(token);
+            let Some(conn) = self.clients.map.get_mut(&token) else {
+                continue;
+            };
+            if let Err(over) = conn.flush() {
+                self.clients.end(token, &over);
+                continue;
+            }
+            let wants = conn.wants();
+            if wants != conn.interest {
+                conn.interest = wants;
+                let mut flags = EpollFlags::empty();
+                flags.set(EpollFlags::EPOLLIN, wants.0);
+                flags.set(EpollFlags::EPOLLOUT, wants.1);
+                let mut event = EpollEvent::new(flags, token);
+                if self.poller.modify(&conn.stream, &mut event).is_err() {
+                    self.clients.end(token, &Over::Gone);
+                }
+            }
+        }
+        // Refusals of what was taken up above are sent with the next turn.
+        self.dirty.append(&mut dirty);
+        any
+    }
+}
+
+impl Clients {
+    fn answer(&mut self, (token, number): Asker, response: Response<'_>, dirty: &mut Vec<u64>) {
+        // A client that is gone gets no answer; what it asked for is done all the same.
+        if let Some(conn) = self.map.get_mut(&token) {
+            conn.answer(number, response);
+            dirty.push(token);
+        }
+    }
+
+    /// Dropping the socket also takes it out of the poller.
+    fn end(&mut self, token: u64, over: &Over) {
+        if let Some(conn) = self.map.remove(&token)
+            && let Over::Malformed(what) = over
+        {
+            let from = conn
+                .stream
+                .peer_addr()
+                .map_or("?".into(), |a| a.to_string());
+            tracing::warn!(from, what, "a client's connection is closed");
+        }
+    }
+}
+
+fn outcome_response(outcome: Outcome<'_>) -> Response<'_> {
+    match outcome {
+        Outcome::Decided { reply, .. } => Response::Decided(reply),
+        Outcome::DecidedReplyGone { .. } => Response::ReplyGone,
+        Outcome::Superseded { .. } => Response::Superseded,
+        Outcome::Unknown => Response::Unknown,
+        Outcome::NotLeader(hint) => Response::NotLeader {
+            hint: hint.map(|id| id.get()),
+        },
+    }
+}
+
+fn response_to(error: &ProposeError) -> Response<'static> {
+    match error {
+        ProposeError::NotLeader { hint } => Response::NotLeader {
+            hint: hint.map(|id| id.get()),
+        },
+        ProposeError::Overloaded | ProposeError::NotHandedOver => Response::Overloaded,
+        ProposeError::TooLarge { limit, .. } => Response::TooLarge {
+            limit: *limit as u64,
+        },
+        ProposeError::Stopped(_) => Response::Stopped,
+        ProposeError::Superseded => Response::Superseded,
+        ProposeError::ReplyGone { .. } => Response::ReplyGone,
+        ProposeError::Unknown => Response::Unknown,
+    }
+}
