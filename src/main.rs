@@ -2,6 +2,7 @@
 
 mod bench;
 mod cmd;
+mod demo;
 mod local;
 mod rdma;
 

@@ -131,7 +131,13 @@ fn text(args: &Args, rounds: u64, found: &Found) -> String {
         cells
     };
     let rows = [
-        row(["microseconds from the fault until", "p50", "p90", "p99", "max"]),
+        row([
+            "microseconds from the fault until",
+            "p50",
+            "p90",
+            "p99",
+            "max",
+        ]),
         line("a replica stands", &found.detect),
         line("it leads", &found.switch),
         line("a client has its answer", &found.total),

@@ -9,6 +9,7 @@ mod bench_group;
 mod bench_peer;
 mod bench_replica;
 mod bench_write;
+mod demo;
 mod devices;
 mod doctor;
 mod serve;
@@ -47,6 +48,8 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Three replicas of this host lose their leader, go on and get it back: shown, and checked
+    Demo(demo::Args),
     /// Lists RDMA devices and software backends with their capabilities
     Devices(devices::Args),
     /// Checks host and RDMA devices; each line is pass, warn or fail with the fix
@@ -93,6 +96,7 @@ impl Cli {
     /// Runs the command and reports a failure on standard error.
     pub(crate) fn run(self) -> ExitCode {
         let done = match self.command {
+            Command::Demo(args) => demo::run(&args),
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Serve(args) => serve::run(&args),

@@ -121,6 +121,15 @@ impl Config {
         self.layout().hash()
     }
 
+    /// Whether heartbeat and detection have their default times. A host with fewer processors than polling threads
+    /// stretches these, and no others.
+    #[must_use]
+    pub fn has_default_times(&self) -> bool {
+        let default = Settings::default();
+        let times = |s: &Settings| (s.heartbeat_us, s.detect_us);
+        times(&self.settings) == times(&default)
+    }
+
     /// [`cut_off`](Self::cut_off) in bytes of this log.
     #[must_use]
     pub fn cut_off_bytes(&self) -> u64 {

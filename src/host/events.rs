@@ -54,7 +54,10 @@ mod tests {
         }
         let all = events.all();
         assert_eq!(all.len(), KEPT);
-        assert!(all.windows(2).all(|pair| pair[0].epoch + 1 == pair[1].epoch));
+        assert!(
+            all.windows(2)
+                .all(|pair| pair[0].epoch + 1 == pair[1].epoch)
+        );
         assert!(all.windows(2).all(|pair| pair[0].at_ns <= pair[1].at_ns));
         assert_eq!(all.last().map(|event| event.epoch), Some(99));
     }

@@ -8,7 +8,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::error::StartError;
-use super::pace::Policy;
+use super::pace::{Policy, is_scarce};
 use crate::config::{self, Backend, Config, Poll};
 
 /// How one thread waits, and where it runs.
@@ -59,14 +59,14 @@ impl Options {
     /// No member has this id, or the engines cannot take a setting.
     pub fn from_config(config: &Config, id: u8, form: bool) -> Result<Self, StartError> {
         let member = config.member(id)?;
-        let settings = settings(config, id, form);
-        settings.check()?;
         // On one host all replicas share the processors.
         let replicas = match config.backend() {
             Backend::Inproc | Backend::Shm => config.members().len(),
             Backend::Nic => 1,
         };
         let threads = replicas * THREADS_PER_REPLICA;
+        let settings = settings(config, id, form, is_scarce(threads));
+        settings.check()?;
         let thread = |poll, cpu| ThreadOptions {
             policy: Policy::named(poll, threads),
             cpu,
@@ -80,14 +80,23 @@ impl Options {
     }
 }
 
-/// The engines' settings for a configuration: the one place where the two meet.
-fn settings(config: &Config, id: u8, form: bool) -> Settings {
+/// Heartbeat and detection where threads take turns: a heartbeat costs each replica a turn, and a thread that waits for
+/// one is late by a few time slices without anything being wrong. A process that dies is found without them.
+const SCARCE_TIMES_US: (u64, u64) = (100, 10_000);
+
+/// The engines' settings for a configuration: the one place where the two meet. `scarce`: there are fewer processors than
+/// threads.
+fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
     let ns = |us: u64| us.saturating_mul(1_000);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let replica = |id| ReplicaId::new(id).expect("the configuration checked it");
     let members: Members = config.members().iter().map(|m| replica(m.id)).collect();
     let base = Settings::new(replica(id), members);
-    let detect_ns = ns(config.detect_us());
+    let (heartbeat_us, detect_us) = match scarce && config.has_default_times() {
+        true => SCARCE_TIMES_US,
+        false => (config.heartbeat_us(), config.detect_us()),
+    };
+    let detect_ns = ns(detect_us);
     let completion_timeout_ns = ns(config.completion_timeout_us());
     Settings {
         // The ring is a power of two; what a log has beyond one is not used.
@@ -99,13 +108,13 @@ fn settings(config: &Config, id: u8, form: bool) -> Settings {
             config::Checksum::Auto => Checksum::Auto,
             config::Checksum::Always => Checksum::Always,
         },
-        heartbeat_ns: ns(config.heartbeat_us()),
+        heartbeat_ns: ns(heartbeat_us),
         detect_ns,
         // A replica whose engine stands still must not look alive for much longer than a dead one.
-        stuck_ns: base.stuck_ns.max(2 * detect_ns),
+        stuck_ns: base.stuck_ns.max(detect_ns),
         completion_timeout_ns,
         step_down_ns: 2 * completion_timeout_ns,
-        election_ns: base.election_ns.max(4 * detect_ns),
+        election_ns: base.election_ns.max(detect_ns),
         idle_flush_ns: ns(config.idle_flush_us()),
         digest_interval: match config.digest_interval() {
             0 => u64::MAX / 4,
@@ -147,10 +156,13 @@ mod tests {
 
     #[test]
     fn the_defaults_and_the_extremes_of_a_configuration_are_settings() {
-        let options = Options::from_config(&config(|b| b), 1, true).expect("the defaults");
-        let s = options.settings;
+        let s = settings(&config(|b| b), 1, true, false);
         assert_eq!((s.id.get(), s.members.len(), s.form), (1, 3, true));
         assert_eq!((s.ring_bytes, s.detect_ns), (64 << 20, 500_000));
+        let s = settings(&config(|b| b), 1, true, true);
+        assert_eq!((s.heartbeat_ns, s.detect_ns), (100_000, 10_000_000));
+        let s = settings(&config(|b| b.detect_us(501)), 1, true, true);
+        assert_eq!((s.heartbeat_ns, s.detect_ns), (50_000, 501_000), "as asked");
         let odd = config(|b| {
             b.log_bytes((64 << 10) + 4096)
                 .max_command_bytes(4096)

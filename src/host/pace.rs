@@ -63,15 +63,15 @@ impl Policy {
         match poll {
             Poll::Spin => Self::SPIN,
             Poll::Event => Self::EVENT,
-            Poll::Adaptive if processors() < threads => Self::SCARCE,
+            Poll::Adaptive if is_scarce(threads) => Self::SCARCE,
             Poll::Adaptive => Self::ADAPTIVE,
         }
     }
 }
 
-/// Processors that this process may use.
-fn processors() -> usize {
-    available_parallelism().map_or(1, usize::from)
+/// Whether this process may use fewer processors than `threads`.
+pub(crate) fn is_scarce(threads: usize) -> bool {
+    available_parallelism().map_or(1, usize::from) < threads
 }
 
 /// What to do until the next poll.

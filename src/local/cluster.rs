@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use mu::config::Config;
 use mu::control::query_status;
-use mu::host::Status;
+use mu::host::{RoleEvent, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,6 +41,17 @@ pub(crate) struct Kind {
     pub(crate) settings: String,
     /// The command that each one is: `serve`, with whatever stands before its own options.
     pub(crate) command: Vec<String>,
+}
+
+/// How a replica became leader, in nanoseconds of the host's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Takeover {
+    /// Which one.
+    pub(crate) leader: u8,
+    /// When the first one stood.
+    pub(crate) stood_ns: u64,
+    /// When it led.
+    pub(crate) led_ns: u64,
 }
 
 /// The group.
@@ -75,9 +86,8 @@ impl Cluster {
         for id in 0..kind.replicas {
             let (control, client) = (ports.next(), ports.next());
             let (control, client) = control.zip(client).context("two ports each")?;
-            text += &format!(
-                "    {{ id = {id}, control = \"{control}\", client = \"{client}\" }},\n"
-            );
+            text +=
+                &format!("    {{ id = {id}, control = \"{control}\", client = \"{client}\" }},\n");
         }
         text += "]\n";
         write!(private("cluster.toml")?, "{text}")?;
@@ -228,6 +238,32 @@ impl Cluster {
             if begin.elapsed() > PATIENCE {
                 let words: Vec<String> = self.ids().map(|id| self.last_words(id)).collect();
                 bail!("no replica leads\n{}", words.join("\n"));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// How another replica than `away` took over after a moment. A status tells it a little later.
+    pub(crate) fn takeover(&mut self, away: u8, moment_ns: u64) -> Result<Takeover> {
+        let begin = Instant::now();
+        loop {
+            let mut events: Vec<(u8, RoleEvent)> = Vec::new();
+            for id in self.ids().filter(|id| *id != away) {
+                let said = self.status(id)?.events.into_iter();
+                events.extend(said.map(|event| (id, event)));
+            }
+            events.retain(|(_, event)| event.at_ns > moment_ns);
+            events.sort_by_key(|(_, event)| event.at_ns);
+            let first = |role: &str| events.iter().find(|(_, event)| event.role == role);
+            if let Some(((_, stood), (leader, led))) = first("stands").zip(first("leader")) {
+                return Ok(Takeover {
+                    leader: *leader,
+                    stood_ns: stood.at_ns,
+                    led_ns: led.at_ns,
+                });
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("no replica says that it stood and led after {moment_ns} ns: {events:?}");
             }
             thread::sleep(LOOK);
         }

@@ -164,7 +164,10 @@ mod tests {
         assert!(good.holds(), "{good:?}");
         assert_eq!((good.acked, good.operations, good.unknown), (2, 3, 0));
         let lost = judged(vec![put(7, (1, 2)), put(8, (3, 4)), get(7, (5, 6))], 7);
-        assert!(lost.lost > 0 && !lost.linearizable && !lost.holds(), "{lost:?}");
+        assert!(
+            lost.lost > 0 && !lost.linearizable && !lost.holds(),
+            "{lost:?}"
+        );
         let stale = judged(vec![put(7, (1, 2)), put(8, (3, 4)), get(7, (5, 6))], 8);
         assert!(stale.stale_reads == 1 && !stale.holds(), "{stale:?}");
         let add = Ask::Add { key: 1, delta: 1 };

@@ -183,11 +183,12 @@ fn run(client: u64, plan: Plan, mut caller: Caller, shared: &Shared) -> Vec<Reco
                 && at_ns > shared.lost_ns.load(Ordering::Acquire)
             {
                 // The earliest of several counts; they come within microseconds.
-                let _ = shared.regained_ns.fetch_update(
-                    Ordering::AcqRel,
-                    Ordering::Acquire,
-                    |first| (first == 0 || at_ns < first).then_some(at_ns),
-                );
+                let _ =
+                    shared
+                        .regained_ns
+                        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |first| {
+                            (first == 0 || at_ns < first).then_some(at_ns)
+                        });
             }
         }
         records.push(Record {

@@ -13,6 +13,10 @@ use crate::message::Link;
 use crate::shared::Halt;
 use crate::zoo::{Bug, Zoo};
 
+/// Extra looks at the peers after a death, and how many of them come within a heartbeat.
+const LOOKS: u32 = 24;
+const LOOKS_PER_BEAT: u64 = 8;
+
 impl<C: Context, Z: Zoo> Background<C, Z> {
     /// Takes the completions of the board links. Whether there were any.
     pub(super) fn completions(&mut self, now_ns: u64) -> bool {
@@ -94,6 +98,24 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         self.compare_digests();
     }
 
+    /// After a death, what the others say of it decides whether this replica may stand, and somebody may soon ask for the
+    /// right to write this log. So for a while they are looked at more often than once a heartbeat.
+    pub(super) fn look(&mut self, now_ns: u64) -> bool {
+        if self.looks == 0 || now_ns < self.look_ns {
+            return false;
+        }
+        self.looks -= 1;
+        self.look_ns = now_ns + self.settings.heartbeat_ns / LOOKS_PER_BEAT;
+        for peer in self.settings.peers().iter() {
+            let line = &self.wire(Link::Board, peer).line;
+            let (up, generation) = (line.is_up(), line.generation());
+            if up && self.boards.look(peer, generation, now_ns).is_err() {
+                self.fault(Link::Board, peer, now_ns);
+            }
+        }
+        true
+    }
+
     /// Publishes a change of the opinion whether `peer` lives.
     pub(super) fn judge(&mut self, peer: ReplicaId) {
         let alive = self.boards.score(peer).is_alive();
@@ -104,6 +126,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             self.counters.revivals += 1;
         } else {
             self.counters.deaths += 1;
+            self.looks = LOOKS;
         }
         let word = &self.shared.peer(peer).alive;
         word.store(alive.into(), Ordering::Release);

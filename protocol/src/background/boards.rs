@@ -41,6 +41,8 @@ struct Reading {
     posted_ns: u64,
     /// This replica has not stalled since.
     on_time: bool,
+    /// What it brings is a sample for the score.
+    sample: bool,
 }
 
 /// One peer's part.
@@ -197,21 +199,54 @@ impl<C: Context> Boards<C> {
         on_time: bool,
     ) -> Result<Option<u64>, PostError> {
         let thresholds = self.thresholds;
+        let BoardPeer { reading, score, .. } = self.peer_mut(peer);
+        if let Some(reading) = reading {
+            score.missed(thresholds, on_time && reading.on_time);
+            return Ok(Some(now_ns.saturating_sub(reading.posted_ns)));
+        }
+        let reading = Reading {
+            posted_ns: now_ns,
+            on_time,
+            sample: true,
+        };
+        self.post_read(peer, generation, reading).map(|()| None)
+    }
+
+    /// Reads the public line of `peer` between two heartbeats, unless a read is under way: for what it says, and not as
+    /// a sample.
+    pub(crate) fn look(
+        &mut self,
+        peer: ReplicaId,
+        generation: u32,
+        now_ns: u64,
+    ) -> Result<(), PostError> {
+        if self.peer(peer).reading.is_some() {
+            return Ok(());
+        }
+        let reading = Reading {
+            posted_ns: now_ns,
+            on_time: true,
+            sample: false,
+        };
+        self.post_read(peer, generation, reading)
+    }
+
+    fn post_read(
+        &mut self,
+        peer: ReplicaId,
+        generation: u32,
+        new: Reading,
+    ) -> Result<(), PostError> {
         let (at, scratch) = (scratch_at(peer), &self.scratch);
         let Some(BoardPeer {
             qp,
             remote: Some((public, _)),
             reading,
-            score,
             ..
         }) = &mut self.peers[peer.index()]
         else {
-            return Ok(None);
+            return Ok(());
         };
-        if let Some(reading) = reading {
-            score.missed(thresholds, on_time && reading.on_time);
-            return Ok(Some(now_ns.saturating_sub(reading.posted_ns)));
-        }
         qp.post_send(&SendWr {
             wr_id: number(peer, generation, Request::Read),
             op: SendOp::Read {
@@ -220,11 +255,8 @@ impl<C: Context> Boards<C> {
             },
             flags: SendFlags::SIGNALED,
         })?;
-        *reading = Some(Reading {
-            posted_ns: now_ns,
-            on_time,
-        });
-        Ok(None)
+        *reading = Some(new);
+        Ok(())
     }
 
     /// Writes the outbox row to `peer` if that is due. Whether it was.
@@ -287,8 +319,11 @@ impl<C: Context> Boards<C> {
         }
         let counter = memory.load(at + crate::layout::public::HEARTBEAT);
         let peer = self.peer_mut(peer);
-        let on_time = peer.reading.take().is_none_or(|reading| reading.on_time);
-        peer.score.saw(thresholds, counter, on_time);
+        let reading = peer.reading.take();
+        if reading.is_none_or(|reading| reading.sample) {
+            let on_time = reading.is_none_or(|reading| reading.on_time);
+            peer.score.saw(thresholds, counter, on_time);
+        }
     }
 
     /// The write to `peer` that was under way is done.

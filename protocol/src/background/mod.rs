@@ -8,7 +8,7 @@
 //! leader to the request that is on its way to the others:
 //!
 //! 1. completions of the board links: public lines, scores, failures;
-//! 2. with a heartbeat: the own counter, the next reads, faults of links, digests;
+//! 2. with a heartbeat: the own counter, the next reads, faults of links, digests; after a death reads in between;
 //! 3. links: close, open, connect;
 //! 4. the mailbox: promise, revoke, grant, acknowledge;
 //! 5. the election: stand, or give up;
@@ -136,6 +136,9 @@ pub struct Background<C: Context, Z: Zoo = Sound> {
     attention: bool,
     /// ... and at this time in any case.
     links_ns: u64,
+    /// Extra looks at the peers that are still to come, and when the next one is due.
+    looks: u32,
+    look_ns: u64,
     /// Something may be to be said.
     talk: bool,
     /// Which link's state is asked for next.
@@ -237,6 +240,8 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             counters: Counters::default(),
             attention: true,
             links_ns: now_ns,
+            looks: 0,
+            look_ns: now_ns,
             talk: false,
             inspect: 0,
             announced: false,
@@ -256,13 +261,17 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             self.beat(now_ns, !turn.stalled);
             worked |= self.completions(now_ns);
         }
+        if self.look(now_ns) {
+            worked |= self.completions(now_ns);
+        }
         worked |= self.serve_links(now_ns);
         worked |= self.decide(now_ns);
         worked |= self.write_rows(now_ns);
-        Pace {
-            worked,
-            next_ns: self.pulse.next_ns().min(self.links_ns),
+        let mut next_ns = self.pulse.next_ns().min(self.links_ns);
+        if self.looks > 0 {
+            next_ns = next_ns.min(self.look_ns);
         }
+        Pace { worked, next_ns }
     }
 
     fn wire(&self, link: Link, peer: ReplicaId) -> &Wire<C> {

@@ -65,8 +65,7 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) -> Result<(), Errno> {
     /// Linux 5.9.
     const CLOSE_RANGE_UNSHARE: libc::c_uint = 1 << 1;
     // SAFETY: a system call on numbers. Only the calling thread's own table changes, see the module.
-    let done =
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_UNSHARE) };
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_UNSHARE) };
     Errno::result(done).map(drop)
 }
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mu::host::{RoleEvent, Status, monotonic_ns};
+use mu::host::{Status, monotonic_ns};
 use nix::sys::signal::Signal;
 
 use super::replica::Strings;
@@ -185,7 +185,8 @@ impl<'a> Bench<'a> {
             Fault::Stop | Fault::Hang => self.wake(id)?,
             Fault::Handover => {}
         }
-        self.cluster.wait_for(id, "a voter", |status| status.voter)?;
+        self.cluster
+            .wait_for(id, "a voter", |status| status.voter)?;
         self.rejoin.record(monotonic_ns() - since_ns);
         Ok(())
     }
@@ -208,27 +209,10 @@ impl<'a> Bench<'a> {
 
     /// What the replicas say of the takeover after `fault_ns`.
     fn phases(&mut self, away: u8, fault_ns: u64) -> Result<()> {
-        let begin = Instant::now();
-        loop {
-            thread::sleep(PUBLISHED);
-            let mut events: Vec<RoleEvent> = Vec::new();
-            for id in self.cluster.ids().filter(|id| *id != away) {
-                events.extend(self.cluster.status(id)?.events);
-            }
-            let first = |role: &str| {
-                let at = events.iter().filter(|event| event.role == role);
-                let at = at.map(|event| event.at_ns);
-                at.filter(|at_ns| *at_ns > fault_ns).min()
-            };
-            if let Some((stood, led)) = first("stands").zip(first("leader")) {
-                self.detect.record(stood - fault_ns);
-                self.switch.record(led - fault_ns);
-                return Ok(());
-            }
-            if begin.elapsed() > PATIENCE {
-                bail!("no replica says that it stood and led after {fault_ns} ns: {events:?}");
-            }
-        }
+        let takeover = self.cluster.takeover(away, fault_ns)?;
+        self.detect.record(takeover.stood_ns - fault_ns);
+        self.switch.record(takeover.led_ns - fault_ns);
+        Ok(())
     }
 
     /// Ends the load and judges it.

@@ -12,8 +12,8 @@ use std::thread;
 use mu::host::monotonic_ns;
 use mu_verbs::sync::Ordering;
 use mu_verbs::{
-    Access, AsyncEvent, Capabilities, Completion, CompletionQueue, Context, Endpoint, Error, Memory,
-    Modify, Payload, PostError, QpCap, QpControl, QpState, QueuePair, RecvWr, SendOp, Wr,
+    Access, AsyncEvent, Capabilities, Completion, CompletionQueue, Context, Endpoint, Error,
+    Memory, Modify, Payload, PostError, QpCap, QpControl, QpState, QueuePair, RecvWr, SendOp, Wr,
 };
 use nix::sys::signal::{Signal, raise};
 
