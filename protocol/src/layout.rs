@@ -1,8 +1,9 @@
-//! Where things lie in memory that peers read or write. Everything is 64-bit words; `layout_hash` in the facade covers it.
+//! Where things lie in memory that peers read or write. Everything is 64-bit words; `layout_hash` in the facade covers
+//! it.
 //!
-//! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it.
-//! The *board* memory: the public line, which every peer reads, then one mailbox row per replica, which that peer writes.
-//! The *outbox* is private: row i is what this replica wants to stand in its row of replica i's board.
+//! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it. The *board* memory:
+//! the public line, which every peer reads, then one mailbox row per replica, which that peer writes. The *outbox* is
+//! private: row i is what this replica wants to stand in its row of replica i's board.
 
 use mu_verbs::WORD;
 

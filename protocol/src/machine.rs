@@ -24,8 +24,8 @@ pub struct Command<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A replicated application. It must be deterministic: what it does may depend on its state and the command only, not on
-/// clocks, random numbers or addresses. All replicas apply the same commands in the same order, the leader too.
+/// A replicated application. It must be deterministic: what it does may depend on its state and the command only, not
+/// on clocks, random numbers or addresses. All replicas apply the same commands in the same order, the leader too.
 pub trait StateMachine: Send + 'static {
     /// Applies a command and appends the reply, if there is one. A panic here ends the replica, not the group.
     fn apply(&mut self, command: &Command<'_>, reply: &mut Vec<u8>);

@@ -1,5 +1,5 @@
-//! A group of replicas for a measurement: the leader at the near end, every follower at a far end of its own (a thread or
-//! a process). The far ends find each other through the near one, in lockstep, before anything is measured.
+//! A group of replicas for a measurement: the leader at the near end, every follower at a far end of its own (a thread
+//! or a process). The far ends find each other through the near one, in lockstep, before anything is measured.
 //!
 //! A follower's two engines share one thread. The leader's background engine has a thread of its own, which sleeps
 //! between two heartbeats, as in a replica that serves.
@@ -415,8 +415,8 @@ fn beat<C: Context>(background: &mut Background<C, Sound>, since: Instant, over:
 /// Carries messages between the members until the near one leads them all.
 fn form<C: Context>(member: &mut Member<C>, plan: &Plan, peers: &mut [Peer<'_>]) -> Result<()> {
     let mut next: Vec<Exchange> = (0..plan.replicas).map(|_| Exchange::default()).collect();
-    for to in 1..plan.replicas {
-        next[to].hellos.push((0, member.hello(to)?));
+    for (to, next) in next.iter_mut().enumerate().skip(1) {
+        next.hellos.push((0, member.hello(to)?));
     }
     for (n, peer) in peers.iter_mut().enumerate() {
         let said: Exchange = peer.link.recv()?;

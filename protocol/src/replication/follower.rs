@@ -270,8 +270,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return false;
         };
         let peer = self.shared.peer(leader);
-        peer.standing().role == Role::Leader
-            && peer.public(public::HORIZON) > applied.at
+        peer.standing().role == Role::Leader && peer.public(public::HORIZON) > applied.at
     }
 
     /// Completions of a leadership that is over.

@@ -1,9 +1,9 @@
 //! The requests of the replication engine on the log links: what is posted, and what its completion says.
 //!
 //! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
-//! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and their
-//! completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes
-//! into a scratch area of that peer's, or straight into the own ring, at the same positions.
+//! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and
+//! their completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes into
+//! a scratch area of that peer's, or straight into the own ring, at the same positions.
 
 use std::ops::Range;
 
@@ -145,7 +145,10 @@ impl Counted {
     #[inline]
     fn number(&mut self, generation: u16) -> u16 {
         if self.generation != generation {
-            *self = Self { generation, ..Self::default() };
+            *self = Self {
+                generation,
+                ..Self::default()
+            };
         }
         self.posted & COUNT
     }
@@ -166,7 +169,10 @@ impl Counted {
     }
 }
 
-const _: () = assert!(LOG_QP_DEPTH < COUNT as u32, "requests under way have different numbers");
+const _: () = assert!(
+    LOG_QP_DEPTH < COUNT as u32,
+    "requests under way have different numbers"
+);
 
 /// The log links of this replica.
 pub(super) struct Lane<C: Context> {
@@ -297,7 +303,15 @@ impl<C: Context> Lane<C> {
             remote: to.remote(word * WORD),
             imm: None,
         };
-        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
+        Self::post(
+            (
+                self.qps[peer.index()].as_mut(),
+                &mut self.counted[peer.index()],
+            ),
+            tag,
+            op,
+            true,
+        )
     }
 
     /// Reads the header into the peer's slot.
@@ -312,7 +326,15 @@ impl<C: Context> Lane<C> {
             local: &local,
             remote: to.remote(0),
         };
-        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
+        Self::post(
+            (
+                self.qps[peer.index()].as_mut(),
+                &mut self.counted[peer.index()],
+            ),
+            tag,
+            op,
+            true,
+        )
     }
 
     /// Reads a stretch of the peer's log into its slot.
@@ -336,7 +358,15 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, last)?;
+            Self::post(
+                (
+                    self.qps[peer.index()].as_mut(),
+                    &mut self.counted[peer.index()],
+                ),
+                tag,
+                op,
+                last,
+            )?;
         }
         Ok(())
     }
@@ -357,7 +387,15 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, last)?;
+            Self::post(
+                (
+                    self.qps[peer.index()].as_mut(),
+                    &mut self.counted[peer.index()],
+                ),
+                tag,
+                op,
+                last,
+            )?;
         }
         Ok(())
     }
@@ -379,7 +417,15 @@ impl<C: Context> Lane<C> {
             remote,
             imm: None,
         };
-        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, op, true)
+        Self::post(
+            (
+                self.qps[peer.index()].as_mut(),
+                &mut self.counted[peer.index()],
+            ),
+            tag,
+            op,
+            true,
+        )
     }
 
     /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
@@ -406,7 +452,15 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        Self::post((self.qps[peer.index()].as_mut(), &mut self.counted[peer.index()]), tag, write, true)?;
+        Self::post(
+            (
+                self.qps[peer.index()].as_mut(),
+                &mut self.counted[peer.index()],
+            ),
+            tag,
+            write,
+            true,
+        )?;
         Ok(end)
     }
 
@@ -416,8 +470,8 @@ impl<C: Context> Lane<C> {
         self.cq.poll(&mut self.polled)
     }
 
-    /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked once
-    /// for each, in order.
+    /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked
+    /// once for each, in order.
     #[inline]
     pub(super) fn done(&mut self, n: usize) -> Option<Done> {
         let completion = &self.polled[n];
@@ -478,7 +532,11 @@ mod tests {
                     index,
                     "{index} from {back} before"
                 );
-                assert_eq!(tag.widened(index + back), index, "{index} from {back} behind");
+                assert_eq!(
+                    tag.widened(index + back),
+                    index,
+                    "{index} from {back} behind"
+                );
             }
         }
     }
@@ -494,17 +552,29 @@ mod tests {
             value: 0,
         };
         let mut counted = Counted::default();
-        for round in 0..3 * u16::from(COUNT) {
+        for round in 0..3 * COUNT {
             let number = counted.number(7);
             counted.posted = (number + 1) & COUNT;
-            assert!(!counted.is_next(tag(7, (number + 1) & COUNT)), "not posted yet");
+            assert!(
+                !counted.is_next(tag(7, (number + 1) & COUNT)),
+                "not posted yet"
+            );
             if round % 5 != 0 {
-                assert!(counted.is_next(tag(7, number)), "after a gap in round {round}");
+                assert!(
+                    counted.is_next(tag(7, number)),
+                    "after a gap in round {round}"
+                );
                 assert!(!counted.is_next(tag(7, number)), "twice in round {round}");
-                assert!(!counted.is_next(tag(7, number.wrapping_sub(1) & COUNT)), "late");
+                assert!(
+                    !counted.is_next(tag(7, number.wrapping_sub(1) & COUNT)),
+                    "late"
+                );
             }
         }
-        assert!(counted.is_next(tag(6, 0)), "another connection's is not judged");
+        assert!(
+            counted.is_next(tag(6, 0)),
+            "another connection's is not judged"
+        );
         assert_eq!(counted.number(8), 0, "a new connection counts anew");
         assert!(!counted.is_next(tag(8, 0)));
     }

@@ -399,7 +399,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.end_leadership(each);
     }
 
-    /// Ends the leadership, if there is one: what was not decided ends as unknown, what was not even written as not led.
+    /// Ends the leadership, if there is one: what was not decided ends as unknown, what was not even written as not
+    /// led.
     pub(super) fn end_leadership(&mut self, each: &mut impl FnMut(Event<'_>)) {
         if !self.lead.is_on() {
             return;

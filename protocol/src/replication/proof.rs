@@ -1,8 +1,8 @@
 //! Linearizable reads without an entry: rounds of writes that prove leadership.
 //!
-//! A read that was asked for before a round was posted is answered when a majority's writes of that round have succeeded
-//! and the own promise still stands: until then no other leader can have had a majority, so everything decided before the
-//! round is known here. One round at a time; reads that come meanwhile share the next.
+//! A read that was asked for before a round was posted is answered when a majority's writes of that round have
+//! succeeded and the own promise still stands: until then no other leader can have had a majority, so everything
+//! decided before the round is known here. One round at a time; reads that come meanwhile share the next.
 
 use std::ops::Range;
 
