@@ -268,7 +268,8 @@ fn throughput_over<C: Context>(pairs: &[Pair<C>], args: &Throughput) -> Result<S
         ]);
     }
     print(&format!(
-        "{} replicas on {} ({device}), commands of {} B\n\n{}\npeak {:.2} M commands/s; bare writes of the same bytes {:.2} M; ratio {}\n\
+        "{} replicas on {} ({device}), commands of {} B\n\n{}\n\
+         peak {:.2} M commands/s; bare writes of the same bytes {:.2} M; ratio {}\n\
          the log wrapped {} times; decided {} entries, applied by every follower {}\n",
         common.replicas,
         common.backend,
