@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use mu_verbs::nic::{self, DeviceInfo, GidInfo, Lib, PortState};
+pub(crate) use mu::host::is_usable;
+use mu_verbs::nic::{self, DeviceInfo, Lib};
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
@@ -116,15 +117,6 @@ fn node_problem() -> Option<Problem> {
         remedy: "join the group that owns it (often rdma), or add a udev rule with MODE=\"0666\""
             .into(),
     })
-}
-
-/// Whether a device can carry traffic.
-pub(crate) fn is_usable(device: &DeviceInfo) -> bool {
-    device.problem.is_none()
-        && device
-            .ports
-            .iter()
-            .any(|port| port.state == PortState::ACTIVE && GidInfo::choose(&port.gids).is_some())
 }
 
 /// The name of the first device with an active port and an address.

@@ -9,6 +9,8 @@ mod bench_peer;
 mod bench_write;
 mod devices;
 mod doctor;
+mod serve;
+mod status;
 
 use std::fmt;
 use std::io::Write;
@@ -42,6 +44,10 @@ enum Command {
     Devices(devices::Args),
     /// Checks host and RDMA devices; each line is pass, warn or fail with the fix
     Doctor(doctor::Args),
+    /// Runs one replica of the key-value service of a cluster
+    Serve(serve::Args),
+    /// What running replicas say of themselves and their peers
+    Status(status::Args),
     /// Measures
     Bench {
         #[command(subcommand)]
@@ -77,6 +83,8 @@ impl Cli {
         let done = match self.command {
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
+            Command::Serve(args) => serve::run(&args),
+            Command::Status(args) => status::run(&args),
             Command::Bench { what } => match what {
                 Bench::Write(args) => bench_write::run(&args),
                 Bench::Replicate(args) => bench_group::replicate(&args),

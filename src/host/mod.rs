@@ -40,7 +40,7 @@ pub use error::{Halted, ProposeError, StartError};
 pub use group::{Group, Inproc};
 pub use hub::{Hub, Port};
 pub use mesh::MeshPlane;
-pub use options::{Options, ThreadOptions};
+pub use options::{Options, ThreadOptions, pin};
 pub use pace::{Pacer, Policy, Rest};
 pub use replica::{Replica, Reply};
 pub use stages::{Percentiles, SAMPLE, Stage};

@@ -117,8 +117,11 @@ fn settings(config: &Config, id: u8, form: bool) -> Settings {
     }
 }
 
-/// Keeps the calling thread on a processor.
-pub(crate) fn pin(cpu: Option<u16>) -> Result<(), StartError> {
+/// Keeps the calling thread on a processor, if one is named.
+///
+/// # Errors
+/// There is no such processor, or this process may not use it.
+pub fn pin(cpu: Option<u16>) -> Result<(), StartError> {
     let Some(cpu) = cpu else { return Ok(()) };
     let mut set = CpuSet::new();
     let pinned = set

@@ -1,0 +1,303 @@
+//! Replicas as processes: `mu serve` and `mu status` on shared memory, with a real kill and a real restart. And the
+//! first program of the examples. Everything that is waited for has a bound.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mu::kv::{Client, ClientError, ClientOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+#[path = "../examples/first.rs"]
+#[expect(unreachable_pub, reason = "it is a program of its own too")]
+mod first;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn the_first_program_of_the_examples_runs() {
+    let text = include_str!("../examples/first.rs");
+    assert!(text.lines().count() <= 30);
+    first::main();
+}
+
+/// A cluster of this test: addresses that no other test and no other process of this host has, since the loopback network
+/// has room for one of each process id.
+struct Cluster {
+    dir: tempfile::TempDir,
+    members: Vec<(u8, SocketAddr)>,
+    processes: Vec<Option<Process>>,
+}
+
+/// A running `mu serve`, killed when dropped.
+struct Process {
+    child: Child,
+    ready: Value,
+    said: mpsc::Receiver<String>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Cluster {
+    fn new(test: u16) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let [_, a, b, c] = std::process::id().to_be_bytes();
+        let host = Ipv4Addr::new(127, 1 + (a & 0x3f), b, c.max(1));
+        let port = |id: u8, client: bool| {
+            let port = 20_000 + test * 100 + u16::from(id) * 2 + u16::from(client);
+            SocketAddr::from((host, port))
+        };
+        let key = dir.path().join("cluster.key");
+        fs::write(&key, "a key of this test only").expect("written");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("made private");
+        let mut text = format!(
+            "cluster = \"test-{test}\"\npsk_file = \"cluster.key\"\nlog_bytes = 4194304\nheartbeat_us = 1000\n\
+             detect_us = 50000\nreplicas = [\n"
+        );
+        for id in 0..3 {
+            let (control, client) = (port(id, false), port(id, true));
+            text.push_str(&format!(
+                "    {{ id = {id}, control = \"{control}\", client = \"{client}\" }},\n"
+            ));
+        }
+        text.push_str("]\n");
+        fs::write(dir.path().join("cluster.toml"), text).expect("written");
+        Self {
+            dir,
+            members: (0..3).map(|id| (id, port(id, true))).collect(),
+            processes: vec![None, None, None],
+        }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("cluster.toml")
+    }
+
+    /// Starts a replica and waits until it is ready.
+    fn start(&mut self, id: u8, form: bool) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mu"));
+        command.args(["serve", "--json", "--id", &id.to_string(), "--config"]);
+        command.arg(self.config());
+        if form {
+            command.arg("--form");
+        }
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        let (tell, said) = mpsc::channel();
+        let lines = |stream: Box<dyn Read + Send>, tell: mpsc::Sender<String>| {
+            thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    eprintln!("replica {id}: {line}");
+                    let _ = tell.send(line);
+                }
+            });
+        };
+        let (tell_ready, ready) = mpsc::channel();
+        lines(Box::new(child.stdout.take().expect("piped")), tell_ready);
+        lines(Box::new(child.stderr.take().expect("piped")), tell);
+        let mut process = Process {
+            child,
+            ready: Value::Null,
+            said,
+        };
+        let line = ready.recv_timeout(PATIENCE).expect("it gets ready");
+        process.ready = serde_json::from_str(&line).expect("one JSON object");
+        assert_eq!(process.ready["ready"], true);
+        assert_eq!(process.ready["id"], id);
+        assert_eq!(process.ready["pid"], process.child.id());
+        self.processes[usize::from(id)] = Some(process);
+    }
+
+    fn process(&mut self, id: u8) -> &mut Process {
+        self.processes[usize::from(id)].as_mut().expect("it runs")
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self, id: u8) {
+        self.processes[usize::from(id)] = None;
+    }
+
+    fn client(&self) -> Client {
+        let options = ClientOptions {
+            patience: PATIENCE,
+            attempt: Duration::from_secs(1),
+        };
+        Client::new(self.members.clone(), options).expect("a client")
+    }
+
+    fn status_of(&self, id: u8) -> Value {
+        let out = self.mu_status(&["--json", "--id", &id.to_string()]);
+        let report: Value = serde_json::from_slice(&out.stdout).expect("one JSON object");
+        report["replicas"][0].clone()
+    }
+
+    fn mu_status(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mu"));
+        command
+            .arg("status")
+            .args(args)
+            .arg("--config")
+            .arg(self.config());
+        command.output().expect("the command runs")
+    }
+
+    fn wait_for(&self, id: u8, what: &str, holds: impl Fn(&Value) -> bool) {
+        let begin = Instant::now();
+        loop {
+            let answer = self.status_of(id);
+            if holds(&answer["status"]) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "replica {id}: {what}: {answer}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_killed_leader_is_replaced_comes_back_and_counts_again() {
+    let mut cluster = Cluster::new(1);
+    (0..3).for_each(|id| cluster.start(id, true));
+    let mut client = cluster.client();
+    let mut count = 0;
+    let mut add = |client: &mut Client, times: i64| {
+        for _ in 0..times {
+            count += 1;
+            assert_eq!(client.add(b"n", 1).expect("decided"), Some(count));
+        }
+    };
+    client.put(b"k", b"v").expect("decided");
+    add(&mut client, 50);
+    let leader = client.replica();
+    cluster.wait_for(leader, "it leads", |s| {
+        s["role"] == "leader" && s["voter"] == true
+    });
+
+    let begin = Instant::now();
+    cluster.kill(leader);
+    add(&mut client, 1);
+    eprintln!("taken over in {:?}, as the client saw it", begin.elapsed());
+    add(&mut client, 50);
+    assert_ne!(client.replica(), leader);
+    assert_eq!(client.get(b"k").expect("read").as_deref(), Some(&b"v"[..]));
+    let out = cluster.mu_status(&["--json"]);
+    assert_eq!(out.status.code(), Some(1), "one does not answer");
+
+    cluster.start(leader, false);
+    cluster.wait_for(leader, "it is a voter again", |s| s["voter"] == true);
+    let out = cluster.mu_status(&[]);
+    assert_eq!(out.status.code(), Some(0), "all answer");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(text.matches(" yes ").count(), 3, "three voters\n{text}");
+    assert_eq!(
+        text.matches(" leader ").count(),
+        2,
+        "the head and one that leads\n{text}"
+    );
+
+    // Without the one that came back there would be no majority now.
+    cluster.kill(client.replica());
+    add(&mut client, 50);
+    assert_eq!(client.get(b"k").expect("read").as_deref(), Some(&b"v"[..]));
+
+    // One that is told to found a group that exists does not.
+    let gone = (0..3).find(|id| cluster.processes[usize::from(*id)].is_none());
+    let gone = gone.expect("one was killed");
+    cluster.start(gone, true);
+    assert_eq!(cluster.process(gone).ready["form"], false);
+    cluster.wait_for(gone, "it is a voter again", |s| s["voter"] == true);
+    let out = cluster.mu_status(&["--prometheus", "--id", &gone.to_string()]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("mu_voter{cluster=\"test-1\","), "{text}");
+
+    for id in 0..3 {
+        let process = cluster.process(id);
+        kill(Pid::from_raw(process.child.id() as i32), Signal::SIGTERM).expect("sent");
+        let begin = Instant::now();
+        let code = loop {
+            if let Some(status) = process.child.try_wait().expect("asked") {
+                break status.code();
+            }
+            assert!(begin.elapsed() < PATIENCE, "replica {id} does not stop");
+            thread::sleep(Duration::from_millis(5));
+        };
+        assert_eq!(code, Some(0), "replica {id} stops cleanly");
+    }
+}
+
+#[test]
+fn a_group_that_lost_its_memory_stays_down_and_says_so() {
+    let mut cluster = Cluster::new(2);
+    (0..3).for_each(|id| cluster.start(id, false));
+    for id in 0..3 {
+        let begin = Instant::now();
+        let complains = |line: &String| line.contains("finds no leader to recover from");
+        let process = cluster.process(id);
+        loop {
+            let left = PATIENCE.saturating_sub(begin.elapsed());
+            let line = process.said.recv_timeout(left).expect("it says so");
+            if complains(&line) {
+                break;
+            }
+        }
+    }
+    for id in 0..3 {
+        let status = &cluster.status_of(id)["status"];
+        assert_eq!(
+            (&status["role"], &status["voter"]),
+            (&"recovering".into(), &false.into())
+        );
+    }
+    let options = ClientOptions {
+        patience: Duration::from_secs(1),
+        attempt: Duration::from_millis(200),
+    };
+    let mut client = Client::new(cluster.members.clone(), options).expect("a client");
+    let outcome = client.put(b"k", b"v");
+    assert!(
+        matches!(outcome, Err(ClientError::Unavailable { .. })),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn wrong_configuration_is_said_with_its_key() {
+    let cluster = Cluster::new(3);
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mu"));
+        let out = command.args(args).output().expect("the command runs");
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.stdout.is_empty());
+        (out.status.code(), text)
+    };
+    let config = cluster.config();
+    let path = config.to_str().expect("a path");
+    for command in ["serve", "status"] {
+        let (code, text) = run(&[command, "--id", "7", "--config", path]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("--id"), "{text}");
+    }
+    let text = fs::read_to_string(&config).expect("read");
+    fs::write(&config, format!("{text}windoww = 3\n")).expect("written");
+    let (code, text) = run(&["serve", "--id", "0", "--config", path]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("windoww"), "{text}");
+    let (code, text) = run(&["serve", "--id", "0", "--config", "there/is/none.toml"]);
+    assert_eq!(code, Some(2), "{text}");
+}
