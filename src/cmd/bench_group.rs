@@ -116,6 +116,11 @@ impl Common {
             max_command_bytes: self.size.max(64),
             window,
             always_checksum: self.checksum,
+            heartbeat_us: match self.backend {
+                Name::Inproc | Name::Shm => 100,
+                // Each heartbeat is a read of every peer, and on Soft-RoCE all of them share one processor.
+                Name::Nic => 10_000,
+            },
         })
     }
 
