@@ -41,12 +41,12 @@ impl Policy {
         sleep_most_ns: 200 * US,
     };
 
-    /// The same where there are fewer processors than threads.
+    /// The same where there are fewer processors than threads: who yields there is in the way of who has work.
     pub const SCARCE: Self = Self {
         spin_ns: 2 * US,
-        yield_ns: 4 * US,
+        yield_ns: 0,
         sleep_first_ns: 20 * US,
-        sleep_most_ns: 200 * US,
+        sleep_most_ns: 1_000 * US,
     };
 
     /// Sleeps at once.
