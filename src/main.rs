@@ -2,6 +2,7 @@
 
 mod bench;
 mod cmd;
+mod local;
 mod rdma;
 
 use std::process::ExitCode;

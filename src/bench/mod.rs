@@ -6,6 +6,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod end;
+pub(crate) mod failover;
 pub(crate) mod group;
 pub(crate) mod host;
 pub(crate) mod map_raw;

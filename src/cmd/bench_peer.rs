@@ -1,11 +1,8 @@
 //! The far process of a measurement between two processes. Started by `mu` itself, never by people.
 
-use anyhow::{Context as _, Result, ensure};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use anyhow::Result;
 
-use super::Status;
+use super::{Status, die_with};
 use crate::bench::backend::open_shm;
 use crate::bench::map_raw::Words;
 use crate::bench::peer::{Link, Lost, WORDS, serve};
@@ -21,12 +18,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    set_pdeathsig(Signal::SIGKILL).context("prctl PR_SET_PDEATHSIG")?;
-    // The parent may have died before the line above.
-    ensure!(
-        getppid() == Pid::from_raw(args.parent),
-        "the process that started this one is gone"
-    );
+    die_with(args.parent)?;
     let words = Words::inherited(args.words, WORDS)?;
     let mut link = Link::new(std::io::stdin(), std::io::stdout());
     match serve(&open_shm()?, &mut link, &words) {

@@ -4,20 +4,27 @@
 //! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
 //! configuration. A report is printed once all work is done, so a failure leaves standard output empty.
 
+mod bench_failover;
 mod bench_group;
 mod bench_peer;
+mod bench_replica;
 mod bench_write;
 mod devices;
 mod doctor;
 mod serve;
 mod status;
 
+pub(crate) use serve::Around;
+
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 use serde::Serialize;
 
 /// What holds for all commands.
@@ -56,6 +63,9 @@ enum Command {
     /// The other end of a measurement between two processes
     #[command(hide = true)]
     BenchPeer(bench_peer::Args),
+    /// A replica of a measurement, to which faults are done
+    #[command(hide = true)]
+    BenchReplica(bench_replica::Args),
 }
 
 #[derive(Subcommand)]
@@ -66,6 +76,8 @@ enum Bench {
     Replicate(bench_group::Replicate),
     /// Commands a second, over how many share an entry and how many entries are in flight
     Throughput(bench_group::Throughput),
+    /// Repeated loss of the leader: how long until the next one decides, and whether anything was lost
+    Failover(bench_failover::Args),
 }
 
 /// How a command that was carried out ended.
@@ -89,8 +101,10 @@ impl Cli {
                 Bench::Write(args) => bench_write::run(&args),
                 Bench::Replicate(args) => bench_group::replicate(&args),
                 Bench::Throughput(args) => bench_group::throughput(&args),
+                Bench::Failover(args) => bench_failover::run(&args),
             },
             Command::BenchPeer(args) => bench_peer::run(&args),
+            Command::BenchReplica(args) => bench_replica::run(&args),
         };
         match done {
             Ok(Status::Holds) => ExitCode::SUCCESS,
@@ -143,6 +157,17 @@ where
     fn configured(self, what: &str) -> Result<T> {
         self.with_context(|| Misuse(what.into()))
     }
+}
+
+/// Makes this process die with the one that started it.
+fn die_with(parent: i32) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL).context("prctl PR_SET_PDEATHSIG")?;
+    // It may have died before the line above.
+    ensure!(
+        getppid() == Pid::from_raw(parent),
+        "the process that started this one is gone"
+    );
+    Ok(())
 }
 
 /// Prints to standard output. A reader that went away is no error.

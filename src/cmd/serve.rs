@@ -15,7 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Configured, Status, misuse, print, print_json};
+use super::{Configured, Status, die_with, misuse, print, print_json};
 
 /// The variable that says how much is logged.
 const LOG: &str = "MU_LOG";
@@ -39,6 +39,40 @@ pub(crate) struct Args {
     /// Prints one JSON object when ready
     #[arg(long)]
     json: bool,
+    /// Process to die with
+    #[arg(long, hide = true)]
+    parent: Option<i32>,
+}
+
+impl Args {
+    /// Which replica it is.
+    pub(super) fn id(&self) -> u8 {
+        self.id
+    }
+}
+
+/// What stands around a replica: nothing, or what a measurement does to it.
+pub(crate) trait Around {
+    /// The device that the replica sees.
+    type Over<C: Context>: Context;
+    /// Puts something before the device.
+    fn over<C: Context>(&self, ctx: C) -> Self::Over<C>;
+    /// Between two turns of the server.
+    fn between<C: Context>(&mut self, server: &mut Server<C>);
+}
+
+/// Nothing.
+struct Plain;
+
+impl Around for Plain {
+    type Over<C: Context> = C;
+
+    fn over<C: Context>(&self, ctx: C) -> C {
+        ctx
+    }
+
+    #[inline]
+    fn between<C: Context>(&mut self, _: &mut Server<C>) {}
 }
 
 #[derive(Serialize)]
@@ -54,6 +88,13 @@ struct Ready {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
+    run_in(args, Plain)
+}
+
+pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
+    if let Some(parent) = args.parent {
+        die_with(parent)?;
+    }
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     log.with_writer(std::io::stderr).with_target(false).init();
@@ -83,8 +124,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         signals,
     };
     match device {
-        Device::Shm(ctx) => start.serve(&ctx),
-        Device::Nic(ctx) => start.serve(&ctx),
+        Device::Shm(ctx) => start.serve(&around.over(ctx), around),
+        Device::Nic(ctx) => start.serve(&around.over(ctx), around),
     }
 }
 
@@ -133,7 +174,7 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn serve<C: Context>(self, ctx: &C) -> Result<Status> {
+    fn serve<C: Context>(self, ctx: &C, mut around: impl Around) -> Result<Status> {
         sleep_precisely();
         let direct = Direct::member(ctx, self.config, self.id, self.form, Store::new())?;
         // Here and not before, since threads inherit it.
@@ -168,6 +209,7 @@ impl Start<'_> {
         let mut complaint = Complaint::new();
         loop {
             for _ in 0..TURNS {
+                around.between(&mut server);
                 match server.turn() {
                     None => {}
                     Some(Ended::Signal) => {

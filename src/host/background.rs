@@ -101,6 +101,9 @@ fn run<C: Context>(
         if pace.worked {
             let stands = engine.view().standing;
             if std::mem::replace(&mut standing, stands) != stands {
+                if let Some(epoch) = stands {
+                    common.note("stands", epoch);
+                }
                 // The replication engine has to begin or end a leadership, and may be asleep.
                 common.waker.wake();
             }

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Where the clock begins: times near 0 would make "long ago" a special case.
 const START_NS: u64 = 1_000_000_000;
 
@@ -35,6 +37,16 @@ impl Clock {
         let wall_ns = wall.map_or(0, |since| since.as_nanos() as u64);
         wall_ns.saturating_sub(self.now_ns())
     }
+}
+
+/// The system's monotonic clock, which all processes of a host share.
+///
+/// # Panics
+/// If the system has none, which Linux always has.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a monotonic clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 impl Default for Clock {

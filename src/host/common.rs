@@ -14,6 +14,7 @@ use mu_verbs::RevokeMethod;
 
 use super::clock::Clock;
 use super::error::Halted;
+use super::events::RoleEvents;
 use super::stages::{Stage, Stages};
 use super::status::{PeerStatus, Status};
 use super::wake::Waker;
@@ -36,6 +37,7 @@ pub(crate) struct Common {
     view: Mutex<View>,
     background: Mutex<Option<BackgroundView>>,
     pub(crate) stages: Mutex<Stages>,
+    events: Mutex<RoleEvents>,
 }
 
 /// What the replication engine is.
@@ -91,6 +93,7 @@ impl Common {
             view: Mutex::default(),
             background: Mutex::default(),
             stages: Mutex::new(Stages::new()),
+            events: Mutex::default(),
         })
     }
 
@@ -130,6 +133,11 @@ impl Common {
         if let Ok(mut stages) = self.stages.try_lock() {
             stages.record(stage, ns);
         }
+    }
+
+    /// A change of this replica's part in the group.
+    pub(crate) fn note(&self, role: &str, epoch: Epoch) {
+        lock(&self.events).push(role, epoch.0);
     }
 
     pub(crate) fn publish(&self, view: View) {
@@ -177,6 +185,7 @@ impl Common {
             stopped: view.stopped.map(|why| why.to_string()),
             peers: background.map_or_else(Vec::new, |b| peers(&b.view, view)),
             counters,
+            events: lock(&self.events).all(),
             stages: Stage::ALL
                 .map(|(stage, name)| (name.to_owned(), stages.summary(stage)))
                 .into(),

@@ -289,6 +289,7 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
                 Event::Read { .. } => *reading -= 1,
                 Event::Role { standing, epoch } => {
                     changed = true;
+                    common.note(role_name(standing.role), epoch);
                     tell(common.id, standing, epoch);
                 }
             }

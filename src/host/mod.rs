@@ -18,6 +18,7 @@ mod common;
 mod control;
 mod direct;
 mod error;
+mod events;
 mod group;
 #[cfg(test)]
 mod group_test;
@@ -33,10 +34,11 @@ mod timed;
 mod wake;
 
 pub use call::Pending;
-pub use clock::Clock;
+pub use clock::{Clock, monotonic_ns};
 pub use control::{ControlEvent, ControlPlane};
 pub use direct::{Direct, Handle, ReplyRef};
 pub use error::{Halted, ProposeError, StartError};
+pub use events::RoleEvent;
 pub use group::{Group, Inproc};
 pub use hub::{Hub, Port};
 pub use mesh::MeshPlane;

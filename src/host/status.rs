@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::events::RoleEvent;
 use super::stages::Percentiles;
 
 /// The picture of one replica.
@@ -37,6 +38,9 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// What it counted, by name.
     pub counters: Vec<(String, u64)>,
+    /// The last changes of its part in the group.
+    #[serde(default)]
+    pub events: Vec<RoleEvent>,
     /// Where commands spent their time, by stage.
     pub stages: Vec<(String, Percentiles)>,
 }

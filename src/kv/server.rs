@@ -9,6 +9,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 
+use mu_protocol::ids::ReplicaId;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
 use mu_verbs::Context;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -114,6 +115,14 @@ impl<C: Context> Server<C> {
     /// The replica.
     pub fn direct(&self) -> &Direct<C, Store> {
         &self.direct
+    }
+
+    /// Begins to hand the leadership over; see [`Direct::transfer`].
+    ///
+    /// # Errors
+    /// This replica does not lead, or no such follower is up to date.
+    pub fn transfer(&mut self, to: Option<ReplicaId>) -> Result<ReplicaId, ProposeError> {
+        self.direct.transfer(to)
     }
 
     /// One turn, at the end of which it may sleep for a moment. Says when it is over.

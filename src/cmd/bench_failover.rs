@@ -1,0 +1,152 @@
+//! `mu bench failover`: repeated loss of the leader, processes for real.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::{Status, misuse, print, print_json, row, table};
+use crate::bench::backend::Name;
+use crate::bench::failover::{self, Fault, Found, Plan};
+use crate::bench::host::Host;
+use crate::bench::stats::{Percentiles, fresh_seed};
+use crate::local::load;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the replicas are; processes need shared memory
+    #[arg(long, value_enum, default_value = "shm")]
+    backend: Name,
+    /// Replicas of the group
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u8).range(3..=9))]
+    replicas: u8,
+    /// What happens to the leader
+    #[arg(long, value_enum, default_value = "kill")]
+    fault: Fault,
+    /// Leaders lost
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    rounds: u64,
+    /// Seconds without a fault before the rounds, idle, and as many under load; nobody may take over then
+    #[arg(long, value_name = "SECONDS", default_value = "3")]
+    quiet_s: f64,
+    /// Clients that call all the time
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=64))]
+    clients: u64,
+    /// Microseconds between two calls of a client
+    #[arg(long, value_name = "US", default_value = "300")]
+    pause_us: u64,
+    /// A line of the replicas' cluster.toml, such as "detect_us = 1000"
+    #[arg(long, value_name = "LINE")]
+    set: Vec<String>,
+    /// Repeats the choices of a run: keys, commands, moments
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Prints one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backend: &'static str,
+    replicas: u8,
+    fault: String,
+    rounds: u64,
+    #[serde(flatten)]
+    found: &'a Found,
+    #[serde(flatten)]
+    host: Host,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    if args.backend != Name::Shm {
+        return Err(misuse(
+            "--backend: expected shm: replicas of this command are processes of one host",
+        ));
+    }
+    if !(0.0..=86_400.0).contains(&args.quiet_s) {
+        return Err(misuse("--quiet-s: expected 0 to 86400 seconds"));
+    }
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => fresh_seed()?,
+    };
+    let plan = Plan {
+        replicas: args.replicas,
+        fault: args.fault,
+        rounds: args.rounds,
+        quiet: Duration::from_secs_f64(args.quiet_s),
+        load: load::Plan {
+            clients: args.clients,
+            keys: 16,
+            pause: Duration::from_micros(args.pause_us),
+            seed,
+        },
+        settings: args.set.iter().map(|line| format!("{line}\n")).collect(),
+    };
+    let bar = ProgressBar::new(args.rounds);
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message("leaders lost");
+    let found = failover::run(&plan, &mut |round| bar.set_position(round));
+    bar.finish_and_clear();
+    let found = found?;
+    let status = match found.holds() {
+        true => Status::Holds,
+        false => Status::DoesNotHold,
+    };
+    if args.json {
+        print_json(&Report {
+            backend: "shm",
+            replicas: args.replicas,
+            fault: args.fault.to_string(),
+            rounds: args.rounds,
+            found: &found,
+            host: Host::new(&[]),
+        })?;
+    } else {
+        print(&text(args, &found))?;
+    }
+    Ok(status)
+}
+
+fn text(args: &Args, found: &Found) -> String {
+    let us = |ns: u64| format!("{:.0}", ns as f64 / 1000.0);
+    let line = |name: &str, p: &Percentiles| {
+        let figures = [p.p50, p.p90, p.p99, p.max].map(us);
+        let mut cells = vec![name.to_owned()];
+        cells.extend(figures);
+        cells
+    };
+    let rows = [
+        row(["microseconds from the fault until", "p50", "p90", "p99", "max"]),
+        line("a replica stands", &found.detect),
+        line("it leads", &found.switch),
+        line("a client has its answer", &found.total),
+    ];
+    let mut text = format!(
+        "{} replica processes over shared memory, fault {}, {} rounds\n\n{}\n",
+        args.replicas,
+        args.fault,
+        args.rounds,
+        table(&rows, 1)
+    );
+    text += &format!(
+        "{} commands acknowledged, {} lost, {} stale reads, history {}\n\
+         {} false failovers in {} s idle and as many loaded; the old leader counted again after {} ms (p50)\n",
+        found.acked,
+        found.lost,
+        found.stale_reads,
+        match (&found.why, found.linearizable) {
+            (_, true) => "linearizable".to_owned(),
+            (Some(why), _) => why.clone(),
+            (None, false) => "not linearizable".to_owned(),
+        },
+        found.false_failovers,
+        found.quiet_s,
+        found.rejoin.p50 / 1_000_000,
+    );
+    text += &format!("seed {}\n", found.seed);
+    text
+}

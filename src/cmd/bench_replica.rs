@@ -1,0 +1,21 @@
+//! A replica of `mu bench failover`. Started by `mu` itself, never by people: it is `mu serve` with something around it
+//! that does faults to it when the parent says so, through words that it inherits. No other command has that.
+
+use anyhow::Result;
+
+use super::{Status, serve};
+use crate::bench::failover::replica::Marionette;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    serve: serve::Args,
+    /// Descriptor of the words shared with the measurement
+    #[arg(long)]
+    words: i32,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    let strings = Marionette::inherited(args.words, args.serve.id())?;
+    serve::run_in(&args.serve, strings)
+}
