@@ -8,7 +8,7 @@ use mu_verbs::{Context, PostError};
 use super::lane::{Op, Target};
 use super::leader::{Follower, Phase, Stage, note};
 use super::{Event, Replication};
-use crate::entry::{HEADER_BYTES, Kind};
+use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Ack, Role, header, row};
 use crate::limits::MAX_TRANSFER;
@@ -48,6 +48,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         for slot in 0..self.lead.followers.len() {
             let follower = &self.lead.followers[slot];
             if follower.stage != Stage::Idle
+                || follower.barred_ns != 0
                 || self.board.mail(follower.id, row::ACK) != self.lead.epoch().0
             {
                 continue;
@@ -224,7 +225,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let holds = follower.told.max(follower.matched);
             if end.index < holds && !self.zoo.has(Bug::IgnoreLapped) {
                 self.resign(each);
-                self.start_anew(each);
+                self.catch_up(Some(own.index), each);
                 return;
             }
             let better = match (
@@ -255,7 +256,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// The end of the own log: everything valid after the last applied entry.
-    fn own_end(&mut self) -> Point {
+    pub(super) fn own_end(&mut self) -> Point {
         let mut point = self.machine.applied();
         while let Found::Entry(header) = find(
             &self.log,
@@ -332,7 +333,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             .max()
             .unwrap_or(0);
         self.commit = self.commit.max(known.min(end.index));
-        self.counters.led += 1;
+        // What is known to be decided makes room in the ring.
+        while self.apply_decided(each) {}
         for slot in 0..self.lead.followers.len() {
             let Follower { id, stage, .. } = self.lead.followers[slot];
             match stage {
@@ -342,6 +344,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
         }
         self.lead.encoder.clear();
+        if !self.has_room(OVERHEAD_BYTES) {
+            // Leaders before this one used up the reserve, and nobody knows yet what of it is decided.
+            self.resign(each);
+            return;
+        }
+        self.counters.led += 1;
         self.append(Kind::Empty, now_ns);
         self.take_role(Role::Leader, self.lead.epoch(), each);
     }

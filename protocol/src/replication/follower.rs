@@ -10,11 +10,12 @@ use std::ops::Range;
 use mu_verbs::Context;
 
 use super::leader::Lead;
+use super::rejoin::Owed;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
 use crate::entry::{Header, Kind, admitted};
 use crate::ids::{Epoch, ReplicaId};
-use crate::layout::{Role, Standing, header, public};
+use crate::layout::{Role, header, public};
 use crate::limits::MAX_REPLICAS;
 use crate::log::{Found, Point, Source, find, look};
 use crate::machine::{Applied, StateMachine};
@@ -242,7 +243,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let since = *self.follow.damaged_ns.get_or_insert(now_ns);
             if now_ns.saturating_sub(since) > self.settings.completion_timeout_ns {
                 self.counters.damaged += 1;
-                self.start_anew(each);
+                self.catch_up(None, each);
                 return true;
             }
         } else {
@@ -258,7 +259,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let since = *self.follow.behind_ns.get_or_insert(now_ns);
         let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
         if next.is_none() || late {
-            self.start_anew(each);
+            let end = self.own_end().index;
+            self.catch_up(Some(end), each);
             return true;
         }
         false
@@ -278,20 +280,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         while self.lane.poll() != 0 {}
     }
 
-    /// Gives the vote up and starts over as a new incarnation, by snapshot.
-    pub(super) fn start_anew(&mut self, each: &mut impl FnMut(Event<'_>)) {
+    /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own log, if
+    /// it is sound. The vote is kept, and rests until the state covers all that was acknowledged here.
+    pub(super) fn catch_up(&mut self, end: Option<u64>, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
-        // The vote goes first: whoever reads the new incarnation never reads the old vote with it.
-        self.stand(
-            Standing {
-                role: Role::Recovering,
-                voter: false,
-            },
-            Epoch::NONE,
-        );
-        self.incarnation = mix([self.incarnation, self.counters.rejoins]).max(1);
-        self.board.set_public(public::INCARNATION, self.incarnation);
+        self.rejoin.restart(Owed {
+            writer: Epoch(self.log.header(header::MIN_PROPOSAL)),
+            end,
+            until: self.machine.applied().at + self.log.ring(),
+        });
         self.take_role(Role::Recovering, Epoch::NONE, each);
-        self.rejoin.restart();
     }
 }

@@ -17,6 +17,11 @@ use crate::machine::StateMachine;
 use crate::shared::Shared;
 use crate::zoo::{Bug, Zoo};
 
+/// See [`Replication::reserve`].
+const RESERVE_BYTES: u64 = 64 << 10;
+/// A follower that was cut off is left alone for so many times as long as it held the ring up.
+const BARRED: u64 = 4;
+
 /// How far a leadership is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -77,6 +82,8 @@ pub(super) struct Follower {
     pub(super) proposed: u64,
     /// A full queue counted as a failure (a bug of the zoo).
     pub(super) overflowed: bool,
+    /// It was cut off, and is left alone until then; 0 if not.
+    pub(super) barred_ns: u64,
 }
 
 impl Follower {
@@ -95,6 +102,7 @@ impl Follower {
             since_ns: 0,
             proposed: 0,
             overflowed: false,
+            barred_ns: 0,
         }
     }
 
@@ -446,7 +454,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.encoder.count() == 0 {
             return false;
         }
-        if !self.has_room(self.lead.encoder.size()) {
+        if !self.has_room(self.lead.encoder.size() + self.reserve()) {
             self.counters.ring_full += 1;
             self.lead.full_ns.get_or_insert(now_ns);
             return false;
@@ -454,6 +462,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.full_ns = None;
         self.append(Kind::Commands, now_ns);
         true
+    }
+
+    /// Bytes of the ring that are kept for the first entries of later leaders, none of which may come to be decided.
+    #[inline]
+    fn reserve(&self) -> usize {
+        (self.log.ring() / 4).min(RESERVE_BYTES) as usize
     }
 
     /// Whether an entry of `bytes` can be written without touching what somebody needs.
@@ -678,12 +692,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Drops followers whose connection changed or whose requests take too long.
     fn watch_links(&mut self, now_ns: u64) {
         let timeout_ns = self.settings.completion_timeout_ns;
-        for follower in self
-            .lead
-            .followers
-            .iter_mut()
-            .filter(|f| f.stage != Stage::Idle)
-        {
+        for follower in self.lead.followers.iter_mut() {
+            if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
+                // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
+                follower.barred_ns = 0;
+                lose(follower, &self.shared, &mut self.counters);
+            }
+            if follower.stage == Stage::Idle {
+                continue;
+            }
             let connected = self
                 .shared
                 .peer(follower.id)
@@ -727,7 +744,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 && follower.matched >= self.commit
                 && follower.sent == self.lead.end.at;
             // The payload shares the encoder with the commands, which have been flushed unless the ring is full.
-            if due && self.lead.encoder.count() == 0 && self.has_room(128) {
+            if due && self.lead.encoder.count() == 0 && self.has_room(128 + self.reserve()) {
                 self.lead.followers[slot].proposed = incarnation;
                 self.lead.encoder.raw(&admit(follower.id, incarnation));
                 self.append(Kind::Admit, now_ns);
@@ -818,6 +835,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let slowest = slowest.filter(|f| f.applied_at == needed && f.applied_at < applied.at);
         if let Some(follower) = slowest.into_iter().find(|f| !f.voter || spare > 0) {
             follower.stage = Stage::Idle;
+            follower.barred_ns = now_ns + BARRED * self.settings.cut_off_ns;
             self.counters.cut_off += 1;
             self.lead.full_ns = Some(now_ns);
         }

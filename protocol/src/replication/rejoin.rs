@@ -27,6 +27,10 @@ const CHUNK: usize = 256 << 10;
 /// The log is pulled until the donor is at most so many bytes ahead; the leader brings the rest.
 const CLOSE: u64 = 64 << 10;
 
+/// Low bits of a request's number, which tell the requests of a round apart.
+const ROUND_BITS: u32 = 6;
+const ROUND: u64 = (1 << ROUND_BITS) - 1;
+
 /// How far the matter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -47,6 +51,31 @@ enum Step {
     },
 }
 
+/// What a replica that was left behind has to cover before its vote counts again: everything that it acknowledged and
+/// that may be decided by that. Any one of these does:
+///
+/// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in it:
+///   later leaders write the same bytes over it.
+/// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
+/// - A state that reaches one ring beyond what was applied: no leader writes further than that.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owed {
+    /// The last index of the own log, if that was sound.
+    pub(super) end: Option<u64>,
+    /// The highest epoch in which a leader prepared here.
+    pub(super) writer: Epoch,
+    /// One ring beyond what was applied.
+    pub(super) until: u64,
+}
+
+impl Owed {
+    fn is_covered(&self, by: Point) -> bool {
+        self.end.is_some_and(|end| by.index >= end)
+            || by.epoch > self.writer
+            || by.at >= self.until
+    }
+}
+
 /// What the matter needs.
 pub(super) struct Rejoin<C: Context> {
     qps: PerPeer<C::Qp>,
@@ -55,10 +84,13 @@ pub(super) struct Rejoin<C: Context> {
     log_mr: C::Mr,
     scratch: C::Mr,
     step: Step,
+    /// What has to be covered, if this replica still has its vote.
+    owed: Option<Owed>,
     since_ns: u64,
     requests: u64,
-    /// Requests in flight that have not completed.
-    outstanding: u32,
+    /// Requests of this round that were posted, and which of them have completed: a completion can come twice.
+    posted: u32,
+    done: u64,
     failed: bool,
     bytes: Vec<u8>,
     /// Donors that did not help, until all have been tried.
@@ -82,9 +114,11 @@ impl<C: Context> Rejoin<C> {
             qps,
             cq,
             step: Step::Begin,
+            owed: None,
             since_ns: 0,
             requests: 0,
-            outstanding: 0,
+            posted: 0,
+            done: 0,
             failed: false,
             bytes: Vec::new(),
             tried: Members::NONE,
@@ -92,9 +126,10 @@ impl<C: Context> Rejoin<C> {
         })
     }
 
-    pub(super) fn restart(&mut self) {
+    pub(super) fn restart(&mut self, owed: Owed) {
         self.step = Step::Begin;
         self.bytes = Vec::new();
+        self.owed = Some(owed);
     }
 
     fn go(&mut self, step: Step, now_ns: u64) {
@@ -120,25 +155,34 @@ impl<C: Context> Rejoin<C> {
             remote,
         };
         let wr = SendWr {
-            wr_id: self.requests,
+            wr_id: self.requests << ROUND_BITS | u64::from(self.posted),
             op,
             flags: SendFlags::SIGNALED,
         };
         match self.qps[donor.index()].as_mut().map(|qp| qp.post_send(&wr)) {
-            Some(Ok(())) => self.outstanding += 1,
+            Some(Ok(())) => self.posted += 1,
             _ => self.failed = true,
         }
+    }
+
+    /// Begins another round: completions of earlier ones belong to it no more.
+    fn round(&mut self) {
+        self.requests += 1;
+        (self.posted, self.done) = (0, 0);
     }
 
     /// Takes completions in; true when all requests of this round are done.
     fn settled(&mut self) -> bool {
         let mut polled = [Completion::EMPTY; 16];
         let n = self.cq.poll(&mut polled);
-        for completion in polled[..n].iter().filter(|c| c.wr_id == self.requests) {
-            self.outstanding = self.outstanding.saturating_sub(1);
-            self.failed |= completion.status != WcStatus::SUCCESS;
+        for completion in &polled[..n] {
+            let (round, number) = (completion.wr_id >> ROUND_BITS, completion.wr_id & ROUND);
+            if round == self.requests {
+                self.done |= 1 << number;
+                self.failed |= completion.status != WcStatus::SUCCESS;
+            }
         }
-        self.outstanding == 0
+        self.done.count_ones() == self.posted
     }
 }
 
@@ -203,7 +247,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.rejoin.tried = Members::NONE;
             return;
         };
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         // Unlike the requests of other lives of this replica, which the donor may remember.
         let request = crate::check::mix([self.incarnation, self.rejoin.requests]).max(1);
         self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
@@ -230,7 +274,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn read_piece(&mut self, donor: ReplicaId, answer: SnapshotAnswer) {
         let at = self.rejoin.bytes.len();
         let len = (answer.len as usize - at).min(CHUNK);
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         let remote = RemoteAddr {
             addr: answer.addr + at as u64,
             rkey: answer.rkey,
@@ -317,13 +361,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         let applied = self.machine.applied();
         let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
-        if ahead <= applied.at + CLOSE {
+        let covered = self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied));
+        if covered && ahead <= applied.at + CLOSE {
             self.finish(each);
             return true;
         }
+        if ahead <= applied.at {
+            return false;
+        }
         // Up to what the donor has applied, and so whole and decided; one stretch at a time.
         let until = ahead.min(applied.at + (self.max_entry.max(CHUNK)) as u64);
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         self.pull(donor, applied.at..until);
         self.rejoin.go(
             Step::Log {
@@ -378,16 +426,20 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
-        self.take_role(Role::Learner, Epoch::NONE, each);
+        self.rejoin.owed = None;
+        let role = if self.standing.voter {
+            Role::Follower
+        } else {
+            Role::Learner
+        };
+        self.take_role(role, Epoch::NONE, each);
     }
 
     /// This donor did not help.
     fn give_up(&mut self, donor: ReplicaId, now_ns: u64) {
         self.rejoin.tried = self.rejoin.tried.with(donor);
         self.rejoin.bytes = Vec::new();
-        self.rejoin.outstanding = 0;
-        // Completions that still come belong to no round any more.
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         self.rejoin.go(Step::Begin, now_ns);
     }
 
