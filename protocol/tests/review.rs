@@ -1,0 +1,313 @@
+//! What a review found, as tests. Each says what it proves; those that fail prove a defect.
+
+mod group;
+
+use group::{Group, id, is};
+use mu_protocol::background::digest::{Guard, Point};
+use mu_protocol::check::mix;
+use mu_protocol::layout::{Role, Standing, header, public};
+use mu_protocol::log::Source;
+use mu_protocol::replication::ReadOutcome;
+
+/// PROVES (fails): a proven read of a new leader is answered before the leader has applied what the old one decided
+/// and acknowledged. `prove` never compares applied with commit, and one poll applies 256 entries at most.
+#[test]
+fn a_read_after_a_takeover_holds_everything_that_was_acknowledged() {
+    let mut group = Group::new(3, |settings| {
+        settings.ring_bytes = 4 << 20;
+        settings.stuck_ns = 10_000_000_000;
+    });
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    group.settle();
+    // The followers' engines are slow: they take part by their memory only.
+    for n in [1, 2] {
+        group.node(n).paused = true;
+    }
+    for k in 1..=4_000u64 {
+        assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(k));
+    }
+    group.kill(0);
+    group.until("a candidate", 20_000, |group| {
+        group
+            .node(1)
+            .replica
+            .replication
+            .shared()
+            .candidate()
+            .0
+            != 0
+    });
+    group.node(1).paused = false;
+    group.node(2).paused = false;
+    group.until("a leader", 20_000, |group| group.leader() == Some(1));
+    group.node(1).replica.replication.read().expect("a ticket");
+    group.until("the read", 20_000, |group| !group.node(1).reads.is_empty());
+    let outcome = group.node(1).reads[0].1;
+    assert!(matches!(outcome, ReadOutcome::Ready { .. }));
+    let seen = group.node(1).replica.replication.app().0.len();
+    assert_eq!(seen, 4_000, "the read sees a state of the past");
+}
+
+/// PROVES (fails): one follower that is too far behind raises `valid_from`, and then the others, which a new leader
+/// could bring up to date, are refused as well; they give their votes up, and the group is down for ever although four
+/// of five live with all their memory.
+#[test]
+fn one_lapped_follower_does_not_cost_the_others_their_votes() {
+    let mut group = Group::new(5, |settings| settings.ring_bytes = 16 << 10);
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    group.settle();
+    // Replica 1 hangs in its application; it is cut off and lapped.
+    group.node(1).paused = true;
+    let mut k = 0;
+    for _ in 0..200 {
+        k += 1;
+        assert_eq!(group.propose(0, 0, 0, &[1; 300]), Ok(k));
+    }
+    assert_eq!(group.node(0).replica.replication.counters().cut_off, 1);
+    for _ in 0..100 {
+        group.step();
+    }
+    // The leader dies when only replica 2 has been told that the last entry is decided. (It posts to one after the
+    // other.) The others hold the entry, and do not know.
+    for n in [2, 3, 4] {
+        group.node(n).paused = true;
+    }
+    k += 1;
+    assert_eq!(group.propose(0, 0, 0, &[1; 300]), Ok(k));
+    let decided = group.node(0).replica.replication.commit();
+    group.kill(0);
+    for n in [2, 3, 4] {
+        let told = if n == 2 { decided } else { decided - 1 };
+        let engine = &group.node(n).replica.replication;
+        engine.log().set_header(header::COMMIT, told);
+        group.node(n).paused = false;
+    }
+    for _ in 0..20_000 {
+        group.step();
+    }
+    let voters: Vec<_> = (1..5)
+        .map(|n| group.node(n).replica.replication.standing())
+        .collect();
+    let next = group.leader();
+    assert!(
+        next.is_some_and(|n| group.propose(n, 0, 0, b"goes on") == Ok(k + 1)),
+        "four of five live, and nobody leads: {voters:?}"
+    );
+}
+
+/// PROVES (fails): `settings.rs` lets everything but the members and the ring differ. A replica with a smaller
+/// `max_command_bytes` takes a larger entry for none, and as a candidate writes over a decided one.
+#[test]
+fn a_replica_with_another_command_limit_loses_nothing_decided() {
+    let mut group = Group::new(3, |settings| {
+        settings.ring_bytes = 1 << 20;
+        settings.max_command_bytes = 100_000;
+    });
+    group.kill(1);
+    group.settings.max_command_bytes = 1_000;
+    group.start(1, true);
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    assert_eq!(group.propose(0, 0, 0, b"small"), Ok(1));
+    group.settle();
+    for n in [1, 2] {
+        group.node(n).paused = true;
+    }
+    assert_eq!(group.propose(0, 0, 0, &[7; 90_000]), Ok(2), "acknowledged");
+    group.kill(0);
+    for n in [1, 2] {
+        group.node(n).paused = false;
+    }
+    let next = group.elect();
+    let _ = group.propose(next, 0, 0, b"next");
+    let journal = &group.node(next).replica.replication.app().0;
+    assert!(
+        journal.iter().any(|command| command.len() == 90_000),
+        "an acknowledged command is gone at leader {next}: {:?}",
+        journal.iter().map(Vec::len).collect::<Vec<_>>()
+    );
+}
+
+/// PROVES (fails): words of the same half-written point are the same on every replica, so two torn points agree with
+/// each other, and a replica whose own point is whole is halted. Two looks without a new read between them are enough.
+#[test]
+fn half_written_digest_points_of_two_peers_halt_nobody() {
+    let (old, new) = (1024u64, 3072u64);
+    let (old_digest, new_digest) = (111u64, 333u64);
+    let mut line = [0u64; 32];
+    let words = |index, digest: u64, of: u64| [index, digest ^ mix([of])];
+    // The index has been stored, the digest word not yet (`publish_digest` computes it in between).
+    let [index, word] = words(new, old_digest, old);
+    (line[public::DIGEST], line[public::DIGEST + 1]) = (index, word);
+    let torn = [Point::load(0, |word| line[word]), None];
+    let own = [
+        Some(Point {
+            index: new,
+            digest: new_digest,
+        }),
+        None,
+    ];
+    let mut guard = Guard::default();
+    let peers = [torn, torn];
+    assert!(!guard.has_diverged(own, peers.into_iter(), 2, 10));
+    assert!(
+        !guard.has_diverged(own, peers.into_iter(), 2, 20),
+        "a sound replica is halted"
+    );
+}
+
+/// PROVES (fails): index and position in an acknowledgement may be of different points (`granter::applied`), and
+/// `choose` looks for a lap by the index alone. The candidate takes the granter's recycled log for an empty one and
+/// writes over decided entries.
+#[test]
+fn a_lapped_candidate_notices_by_the_position_too() {
+    lapped_candidate(true);
+}
+
+/// The control of the test above (passes): without the preemption it notices.
+#[test]
+fn a_lapped_candidate_notices_by_the_index() {
+    lapped_candidate(false);
+}
+
+fn lapped_candidate(preempted: bool) {
+    let mut group = Group::new(3, |settings| {
+        settings.ring_bytes = 16 << 10;
+        settings.stuck_ns = 10_000_000_000;
+        settings.completion_timeout_ns = 5_000_000_000;
+    });
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    group.settle();
+    let _ = id(0);
+    // Replica 1 hangs, without anything of what follows in its log: its applied point stays.
+    group.node(1).paused = true;
+    let old = group.node(1).replica.replication.applied();
+    let mut k = 0;
+    while group.node(0).replica.replication.counters().cut_off == 0 {
+        k += 1;
+        assert_eq!(group.propose(0, 0, 0, &[1; 300]), Ok(k));
+    }
+    for _ in 0..60 {
+        k += 1;
+        assert_eq!(group.propose(0, 0, 0, &[2; 300]), Ok(k));
+    }
+    // Replica 2 has published the position of its last round, and is preempted before the index (`apply_decided`).
+    group.node(2).paused = true;
+    if preempted {
+        let engine = &group.node(2).replica.replication;
+        engine.board().set_public(public::APPLIED, old.index);
+    }
+    group
+        .node(2)
+        .replica
+        .replication
+        .log()
+        .set_header(header::COMMIT, 0);
+    // What replica 1 got before it was cut off does not matter: say that its link was lost at once.
+    let at = group.node(1).replica.replication.log().offset(old.at) / 8;
+    group
+        .node(1)
+        .replica
+        .replication
+        .log()
+        .memory()
+        .store(at, 0);
+    group.kill(0);
+    group.until("a candidate", 20_000, |group| {
+        group
+            .node(1)
+            .replica
+            .replication
+            .shared()
+            .candidate()
+            .0
+            != 0
+    });
+    group.node(1).paused = false;
+    for _ in 0..2_000 {
+        group.step();
+    }
+    assert!(
+        !is(&mut group, 1, Role::Leader),
+        "a replica without the last {k} decided entries leads"
+    );
+}
+
+/// PROVES (fails): leader time goes back when a leader with another clock takes over, although `Command::time_ns` and
+/// `Header::time_ns` promise that it never does: `append` knows its own last time only, not that of the log.
+#[test]
+fn leader_time_never_goes_back_in_the_log() {
+    let mut group = Group::new(3, |_| {});
+    group.kill(0);
+    group.wall_offset_ns = 3_600_000_000_000;
+    group.start(0, true);
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    assert_eq!(group.propose(0, 0, 0, b"an hour ahead"), Ok(1));
+    group.settle();
+    let before = group.node(1).replica.replication.applied();
+    group.kill(0);
+    let next = group.elect();
+    assert_eq!(group.propose(next, 0, 0, b"later"), Ok(2));
+    let log = group.node(next).replica.replication.log();
+    // Word 4 of the first entry is the first time in the log, that of the entry after `before` the next leader's.
+    let (first, then) = (log.load(32), log.load(before.at + 32));
+    assert!(then >= first, "from {first} to {then}");
+}
+
+/// PROVES (fails): the own replication engine writes the own log without any fence against the own background engine,
+/// which meanwhile grants the log to another leader. The thread is preempted between the look at the candidacy (the
+/// beginning of the poll) and the write (here by `lead_chores`, which proposes an admission; `flush` has the same
+/// window, only shorter). It then writes over an entry that the new leader has written, had acknowledged and decided,
+/// and applies its own bytes at that index, since the commit word says that the index is decided.
+#[test]
+fn a_preempted_leader_does_not_write_over_what_its_successor_wrote_here() {
+    let mut group = Group::new(5, |settings| settings.stuck_ns = 1_000_000);
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    group.settle();
+    let epoch = group.node(0).replica.replication.leads().expect("leads");
+    group.kill(4);
+    assert_eq!(group.propose(0, 0, 0, b"first"), Ok(1));
+    group.start(4, false);
+    let learner = Role::Learner;
+    let mut preempted = false;
+    for _ in 0..100_000 {
+        let engine = &mut group.node(0).replica.replication;
+        let _ = engine.submit(0, 0, b"more");
+        let told = Standing::from_word(engine.peer_public(id(4), public::STANDING));
+        let has = engine.followers().any(|(peer, _)| peer == id(4));
+        if has && told.role == learner && engine.counters().admitted == 0 {
+            group.node(4).paused = true;
+            preempted = group.poll_preempted(0, 20_000, 3_000);
+            break;
+        }
+        group.step();
+    }
+    assert!(preempted, "the moment has come");
+    let next = 1;
+    let successor = &group.node(next).replica.replication;
+    let (new, applied) = (successor.leads().expect("it leads"), successor.applied());
+    assert!(new > epoch);
+    for _ in 0..20 {
+        group.step();
+    }
+    let own = group.node(0).replica.replication.applied();
+    // All of it lies in the first lap of both rings.
+    assert!(applied.at < 64 << 10);
+    let here = group.node(0).replica.replication.log().clone();
+    let there = group.node(next).replica.replication.log().clone();
+    let differ: Vec<_> = (0..applied.at)
+        .step_by(8)
+        .filter(|at| here.load(*at) != there.load(*at))
+        .collect();
+    assert!(
+        differ.is_empty(),
+        "replica 0 applied {own:?}, of its own epoch {epoch}, and the successor {applied:?}: decided bytes differ at \
+         {:?}",
+        &differ[..differ.len().min(4)]
+    );
+}
