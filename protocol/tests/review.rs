@@ -5,7 +5,7 @@ mod group;
 use group::{Group, id, is};
 use mu_protocol::background::digest::{Guard, Point};
 use mu_protocol::check::mix;
-use mu_protocol::layout::{Role, Standing, header, public};
+use mu_protocol::layout::{Role, Standing, board_row, header, public, row};
 use mu_protocol::log::Source;
 use mu_protocol::replication::ReadOutcome;
 
@@ -309,5 +309,107 @@ fn a_preempted_leader_does_not_write_over_what_its_successor_wrote_here() {
         "replica 0 applied {own:?}, of its own epoch {epoch}, and the successor {applied:?}: decided bytes differ at \
          {:?}",
         &differ[..differ.len().min(4)]
+    );
+}
+
+/// PROVES (fails): a new leader's first entry is appended without a look at the ring (`lead_from`). Where the old leader
+/// had filled the ring up to what the followers have applied, it overwrites the oldest entries that nobody alive has
+/// applied: acknowledged commands are gone everywhere.
+#[test]
+fn the_first_entry_of_a_leader_waits_for_room() {
+    full_ring(0);
+}
+
+/// The control of the test above (passes): with room for the first entry nothing is lost.
+#[test]
+fn the_first_entry_of_a_leader_has_room() {
+    full_ring(96);
+}
+
+fn full_ring(left: u64) {
+    const RING: u64 = 16 << 10;
+    let mut group = Group::new(3, |settings| {
+        settings.ring_bytes = RING as usize;
+        settings.stuck_ns = 10_000_000_000;
+    });
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    assert_eq!(group.propose(0, 0, 0, b"begin"), Ok(1));
+    group.settle();
+    for n in [1, 2] {
+        group.node(n).paused = true;
+    }
+    let applied = group.node(1).replica.replication.applied().at;
+    let mut k = 1;
+    loop {
+        let end = group.node(0).replica.replication.applied().at;
+        let room = RING - (end - applied) - left;
+        let size = if room >= 512 { 256 } else { room };
+        if size == 0 {
+            break;
+        }
+        k += 1;
+        let command = vec![k as u8; size as usize - 96];
+        assert_eq!(group.propose(0, 0, 0, &command), Ok(k), "acknowledged");
+    }
+    group.kill(0);
+    group.until("a candidate", 20_000, |group| {
+        let engine = &group.node(1).replica.replication;
+        engine.shared().candidate().0 != 0
+    });
+    // The other one is slow a little longer: it takes part by its memory.
+    group.node(1).paused = false;
+    for _ in 0..200 {
+        group.step();
+    }
+    group.node(2).paused = false;
+    for _ in 0..60_000 {
+        group.step();
+    }
+    let known: Vec<_> = [1, 2]
+        .iter()
+        .map(|n| {
+            let engine = &group.node(*n).replica.replication;
+            (engine.app().0.len() as u64, engine.standing(), engine.commit())
+        })
+        .collect();
+    assert!(
+        known.iter().any(|(applied, ..)| *applied >= k),
+        "of {k} acknowledged commands nobody has more than this (applied, standing, commit): {known:?}"
+    );
+}
+
+/// PROVES (fails): a leader that is told of a higher promise does nothing about it (`Election::attempt` looks at
+/// refusals only while it does not lead; `docs/protocol.md`, section 5, says that it steps down). A learner that
+/// granted a higher epoch to a candidate that came to nothing refuses the leader for ever and is never admitted.
+#[test]
+fn a_learner_that_promised_a_failed_candidate_is_admitted_in_the_end() {
+    let mut group = Group::new(5, |_| {});
+    let leader = group.elect();
+    assert_eq!(leader, 0);
+    group.settle();
+    group.kill(3);
+    assert_eq!(group.propose(0, 0, 0, b"first"), Ok(1));
+    group.start(3, false);
+    group.until("a learner", 20_000, |group| is(group, 3, Role::Learner));
+    // Replica 2 stood with a higher epoch; its request reached replica 3 only, and then it died.
+    let request = 5 << 4 | 2;
+    let row_of_2 = board_row(id(2)) + row::REQUEST;
+    let memory = group.node(3).replica.replication.board().memory.clone();
+    memory.store(row_of_2, request);
+    group.step();
+    let promise = group.node(3).replica.background.view().promise;
+    assert_eq!(promise.0, request, "replica 3 has promised it");
+    group.kill(2);
+    group.start(2, false);
+    for _ in 0..400_000 {
+        group.step();
+    }
+    let standings: Vec<_> = (0..5)
+        .map(|n| group.node(n).replica.replication.standing())
+        .collect();
+    assert!(
+        standings.iter().all(|standing| standing.voter),
+        "after two seconds: {standings:?}"
     );
 }
