@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) soft: Soft,
     /// The replication engine is not polled.
     pub(crate) paused: bool,
+    /// The background engine is not polled, and hears nothing.
+    pub(crate) asleep: bool,
     pub(crate) commands: Vec<(u64, Result<u64, &'static str>)>,
     pub(crate) reads: Vec<(u64, ReadOutcome)>,
 }
@@ -64,6 +66,8 @@ pub(crate) struct Group {
     pub(crate) wall_offset_ns: u64,
     /// The replica that is being polled apart, and what came for it meanwhile.
     aside: Option<usize>,
+    /// Two that cannot introduce themselves to each other.
+    pub(crate) cut: (usize, usize),
     held: Vec<(usize, Vec<u8>)>,
 }
 
@@ -88,6 +92,7 @@ impl Group {
             lives: 0,
             wall_offset_ns: 0,
             aside: None,
+            cut: (n, n),
             held: Vec::new(),
         };
         for n in 0..n {
@@ -116,11 +121,13 @@ impl Group {
             replica,
             soft,
             paused: false,
+            asleep: false,
             commands: Vec::new(),
             reads: Vec::new(),
         });
         for peer in 0..self.nodes.len() {
-            if peer != n && self.nodes[peer].is_some() {
+            let cut = [(n, peer), (peer, n)].contains(&self.cut);
+            if peer != n && self.nodes[peer].is_some() && !cut {
                 self.introduce(n, peer);
                 self.introduce(peer, n);
             }
@@ -162,9 +169,11 @@ impl Group {
             let Some(node) = &mut self.nodes[n] else {
                 continue;
             };
-            node.replica.background.poll(now_ns);
-            while let Some((to, message)) = node.replica.background.control_out() {
-                self.messages.push_back((n, to.index(), message.to_vec()));
+            if !node.asleep {
+                node.replica.background.poll(now_ns);
+                while let Some((to, message)) = node.replica.background.control_out() {
+                    self.messages.push_back((n, to.index(), message.to_vec()));
+                }
             }
             if node.paused {
                 continue;
@@ -198,6 +207,9 @@ impl Group {
         }
         while let Some((from, to, message)) = self.messages.pop_front() {
             if let Some(node) = &mut self.nodes[to] {
+                if node.asleep {
+                    continue;
+                }
                 node.replica
                     .background
                     .control_in(id(from), &message, now_ns)
