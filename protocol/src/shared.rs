@@ -33,6 +33,10 @@ pub struct Shared {
     candidate: Word,
     /// Replication: the last epoch that it gave up by itself.
     resigned: Word,
+    /// Replication: a promise under which it does not write its own log as a leader any more.
+    left: Word,
+    /// Replication: 1 while it does something that takes long and ends, such as a snapshot.
+    busy: Word,
     /// Replication: counts its polls.
     progress: Word,
     /// Replication: the replica (plus one) that is to take over, 0 if none.
@@ -82,6 +86,8 @@ impl Shared {
             promised: word(),
             candidate: word(),
             resigned: word(),
+            left: word(),
+            busy: word(),
             progress: word(),
             handover: word(),
             holder: word(),
@@ -137,6 +143,31 @@ impl Shared {
     /// The last epoch that the replication engine gave up by itself.
     pub fn resigned(&self) -> Epoch {
         Epoch(self.resigned.load(Ordering::Acquire))
+    }
+
+    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`. Called when it does not
+    /// lead, with a promise read before it saw that it is no candidate. Everything it wrote before is visible (Release)
+    /// to whoever sees this.
+    #[inline]
+    pub fn leave(&self, promise: Epoch) {
+        if self.left.load(Ordering::Relaxed) != promise.0 {
+            self.left.store(promise.0, Ordering::Release);
+        }
+    }
+
+    /// The last promise under which the replication engine has stopped.
+    pub fn left(&self) -> Epoch {
+        Epoch(self.left.load(Ordering::Acquire))
+    }
+
+    /// Replication: begins or ends something that takes long.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.store(busy.into(), Ordering::Release);
+    }
+
+    /// Whether the replication engine said that it would be long.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire) != 0
     }
 
     /// Replication: one more poll.
@@ -263,7 +294,7 @@ impl Board {
     }
 
     /// A record that `peer` wrote, copied once.
-    pub fn record(&self, peer: ReplicaId, word: usize) -> [u64; 8] {
+    pub fn record<const N: usize>(&self, peer: ReplicaId, word: usize) -> [u64; N] {
         std::array::from_fn(|i| self.mail(peer, word + i))
     }
 
@@ -278,7 +309,7 @@ impl Board {
     }
 
     /// Sets a record.
-    pub fn set_out_record(&self, peer: ReplicaId, word: usize, record: [u64; 8]) {
+    pub fn set_out_record<const N: usize>(&self, peer: ReplicaId, word: usize, record: [u64; N]) {
         for (i, value) in record.into_iter().enumerate() {
             self.set_out(peer, word + i, value);
         }

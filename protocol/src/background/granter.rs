@@ -23,6 +23,9 @@ pub(crate) struct Granter<C: Context, Z: Zoo> {
     promised_ns: u64,
     /// What the shared word says.
     published: Option<ReplicaId>,
+    /// The own replication engine was told to lead since it last said that it had stopped: it may be in the middle of
+    /// writing the own log.
+    own_writes: bool,
 }
 
 /// What a round of acts leaves to others.
@@ -64,6 +67,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             pause_ns,
             promised_ns: 0,
             published: None,
+            own_writes: false,
         })
     }
 
@@ -90,6 +94,19 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
         self.arbiter.promised(epoch);
         board.set_public(public::PROMISED, epoch.0);
         self.promised_ns = now_ns;
+    }
+
+    /// The own replication engine is about to be told to lead.
+    pub(crate) fn own_leads(&mut self) {
+        self.own_writes = true;
+    }
+
+    /// Whether the own engine may still write the own log, although another one got the promise. It is a holder like any
+    /// other: a thread that was told to lead can be preempted between looking at its candidacy and storing an entry, for
+    /// as long as the scheduler likes.
+    fn own_engine_writes(&mut self, shared: &Shared) -> bool {
+        self.own_writes = self.own_writes && shared.left() < self.arbiter.promise();
+        self.own_writes
     }
 
     /// Answers requests as far as possible now.
@@ -132,6 +149,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         Ack {
                             epoch,
                             promised: self.arbiter.promise(),
+                            incarnation: board.public(public::INCARNATION),
                             voter,
                             ..Ack::default()
                         },
@@ -144,6 +162,9 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     generation,
                     again,
                 } => {
+                    if self.own_engine_writes(shared) {
+                        break;
+                    }
                     self.publish(Some(to), shared);
                     if !self.may_grant(board).0 {
                         break;
@@ -243,6 +264,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             Ok(grant) => {
                 let (applied, applied_at) = applied(board);
                 Some(Ack {
+                    incarnation: board.public(public::INCARNATION),
                     addr: grant.remote.addr,
                     rkey: grant.remote.rkey,
                     applied,

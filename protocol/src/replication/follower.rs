@@ -101,7 +101,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         // A new leader may have replaced entries that were seen; look again from what is certain, now and then.
-        self.follow.quiet += 1;
+        self.follow.quiet = self.follow.quiet.wrapping_add(1);
         if self.follow.quiet.is_multiple_of(64) {
             self.follow.seen = applied;
         }
@@ -225,12 +225,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Publishes the digest after an entry, for the others to compare.
     #[inline(never)]
     fn publish_digest(&mut self, header: &Header) {
-        let word = public::DIGEST + 2 * self.follow.digest_slot;
+        let first = public::DIGEST + public::DIGEST_WORDS * self.follow.digest_slot;
         self.follow.digest_slot ^= 1;
-        // The index goes first: a digest that does not fit it is no point.
-        self.board.set_public(word, header.index);
-        self.board
-            .set_public(word + 1, self.machine.digest() ^ mix([header.index]));
+        // Before the first store: the application may take its time.
+        let digest = self.machine.digest();
+        let point = [header.index, digest, mix([header.index, digest])];
+        for (word, value) in (first..).zip(point) {
+            self.board.set_public(word, value);
+        }
     }
 
     /// What a follower need not do at every poll: notices that it has been left behind, or that an entry is damaged.
@@ -239,15 +241,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.drop_completions();
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
-        if applied.index < self.commit {
-            let since = *self.follow.damaged_ns.get_or_insert(now_ns);
-            if now_ns.saturating_sub(since) > self.settings.completion_timeout_ns {
-                self.counters.damaged += 1;
-                self.catch_up(None, each);
-                return true;
-            }
-        } else {
-            self.follow.damaged_ns = None;
+        if self.is_stuck_at_damage(now_ns) {
+            self.catch_up(None, each);
+            return true;
         }
         if !self.is_left_behind(applied) {
             self.follow.behind_ns = None;
@@ -264,6 +260,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         false
+    }
+
+    /// Whether a decided entry has not been readable for too long.
+    pub(super) fn is_stuck_at_damage(&mut self, now_ns: u64) -> bool {
+        if self.machine.applied().index >= self.commit {
+            self.follow.damaged_ns = None;
+            return false;
+        }
+        let since = *self.follow.damaged_ns.get_or_insert(now_ns);
+        let stuck = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
+        self.counters.damaged += u64::from(stuck);
+        stuck
     }
 
     /// Whether the leader no longer has what comes next here.

@@ -36,7 +36,7 @@ pub(super) enum Op {
     MinProposal = 4,
     /// A stretch of the log was read into the scratch area.
     Scan = 5,
-    /// A stretch of the log was read into the own ring.
+    /// A stretch of the log that is adopted was read into the scratch area.
     Adopt = 6,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct Target {
 impl Target {
     fn remote(self, offset: usize) -> RemoteAddr {
         RemoteAddr {
-            addr: self.addr + offset as u64,
+            addr: self.addr.wrapping_add(offset as u64),
             rkey: self.rkey,
         }
     }
@@ -337,65 +337,31 @@ impl<C: Context> Lane<C> {
         )
     }
 
-    /// Reads a stretch of the peer's log into its slot.
-    pub(super) fn scan(
+    /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into the own
+    /// ring: a read that is under way when somebody else gets the right to write here would land over what that one wrote.
+    pub(super) fn read_stretch(
         &mut self,
         log: &Log,
         peer: ReplicaId,
         to: Target,
+        op: Op,
         at: Range<u64>,
     ) -> Result<(), PostError> {
         let base = self.slot(peer) + SLOT_LOG;
         for (from, offset, len) in log.pieces(at.clone()) {
             let last = from + len as u64 == at.end;
-            let tag = Self::tag(peer, to, if last { Op::Scan } else { Op::Part }, 0);
-            let local = [Sge::new(
-                &self.scan_mr,
-                base + (from - at.start) as usize,
-                len,
-            )];
+            let tag = Self::tag(peer, to, if last { op } else { Op::Part }, 0);
+            let place = base + (from - at.start) as usize;
+            let local = [Sge::new(&self.scan_mr, place, len)];
             let op = SendOp::Read {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post(
-                (
-                    self.qps[peer.index()].as_mut(),
-                    &mut self.counted[peer.index()],
-                ),
-                tag,
-                op,
-                last,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Reads a stretch of the peer's log into the own ring, at the same positions.
-    pub(super) fn adopt(
-        &mut self,
-        log: &Log,
-        peer: ReplicaId,
-        to: Target,
-        at: Range<u64>,
-    ) -> Result<(), PostError> {
-        for (from, offset, len) in log.pieces(at.clone()) {
-            let last = from + len as u64 == at.end;
-            let tag = Self::tag(peer, to, if last { Op::Adopt } else { Op::Part }, 0);
-            let local = [Sge::new(&self.log_mr, offset, len)];
-            let op = SendOp::Read {
-                local: &local,
-                remote: to.remote(offset),
-            };
-            Self::post(
-                (
-                    self.qps[peer.index()].as_mut(),
-                    &mut self.counted[peer.index()],
-                ),
-                tag,
-                op,
-                last,
-            )?;
+            let (qp, counted) = (
+                self.qps[peer.index()].as_mut(),
+                &mut self.counted[peer.index()],
+            );
+            Self::post((qp, counted), tag, op, last)?;
         }
         Ok(())
     }

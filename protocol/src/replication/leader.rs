@@ -8,7 +8,7 @@ use mu_verbs::{Context, PostError};
 use super::lane::{Done, Lane, Op, Target};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
-use crate::entry::{Encoder, Header, Kind, admit};
+use crate::entry::{Encoder, Header, Kind, admit, admitted};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Ack, Role, header, public};
 use crate::limits::MAX_REPLICAS;
@@ -35,7 +35,9 @@ pub(super) enum Phase {
         from: ReplicaId,
         /// Its end.
         end: Point,
-        /// Up to where it has been asked for.
+        /// The stretch that is being read begins here.
+        at: u64,
+        /// And ends here.
         asked: u64,
     },
     /// Commands are accepted.
@@ -106,6 +108,11 @@ impl Follower {
         }
     }
 
+    /// The life that granted.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.taken.map_or(0, |ack| ack.incarnation)
+    }
+
     /// One more signalled request was posted.
     pub(super) fn posted(&mut self, now_ns: u64) {
         if self.outstanding == 0 {
@@ -145,6 +152,15 @@ impl Follower {
             commit.min(self.matched)
         }
     }
+}
+
+/// Which life of a replica was admitted, and where that stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Admission {
+    epoch: Epoch,
+    index: u64,
+    /// 0 for a founder, whose first life needs no admission.
+    incarnation: u64,
 }
 
 /// A planned change of leader.
@@ -199,6 +215,8 @@ pub(super) struct Lead {
     time_ns: u64,
     pub(super) followers: Vec<Follower>,
     slots: [usize; MAX_REPLICAS],
+    /// The last admission of each replica in any log that was seen.
+    admissions: [Admission; MAX_REPLICAS],
     pub(super) encoder: Encoder,
     /// The entry whose payload the encoder still holds.
     fresh: Option<Header>,
@@ -229,6 +247,7 @@ impl Lead {
             time_ns: 0,
             followers,
             slots,
+            admissions: [Admission::default(); MAX_REPLICAS],
             encoder,
             fresh: None,
             tickets: Tickets::default(),
@@ -313,7 +332,17 @@ impl Lead {
     }
 
     /// A new leadership, with nobody confirmed.
-    pub(super) fn begin(&mut self, epoch: Epoch, applied: Point, now_ns: u64) {
+    pub(super) fn begin(
+        &mut self,
+        epoch: Epoch,
+        applied: Point,
+        admitted: &[u64; MAX_REPLICAS],
+        now_ns: u64,
+    ) {
+        self.admissions = admitted.map(|incarnation| Admission {
+            incarnation,
+            ..Admission::default()
+        });
         self.epoch = epoch;
         self.phase = Phase::Granting;
         (self.start_at, self.valid_from) = (applied.at, 0);
@@ -321,6 +350,39 @@ impl Lead {
         self.appended_ns = now_ns;
         for follower in &mut self.followers {
             *follower = Follower::new(follower.id);
+        }
+    }
+
+    /// Voters whose logs are known, by a grant of the life that was admitted last.
+    pub(super) fn known(&self) -> usize {
+        let known = self
+            .followers
+            .iter()
+            .filter(|f| f.voter && matches!(f.stage, Stage::Scanned(_)));
+        known
+            .filter(|f| {
+                let admitted = self.admissions[f.id.index()].incarnation;
+                admitted == 0 || admitted == f.incarnation()
+            })
+            .count()
+    }
+
+    /// An entry of a log that may be adopted.
+    pub(super) fn saw(&mut self, header: &Header, payload: &[u8]) {
+        self.time_ns = self.time_ns.max(header.time_ns);
+        if header.kind != Kind::Admit {
+            return;
+        }
+        if let Some((id, incarnation)) = admitted(payload) {
+            let known = &mut self.admissions[id.index()];
+            let seen = Admission {
+                epoch: header.epoch,
+                index: header.index,
+                incarnation,
+            };
+            if (seen.epoch, seen.index) > (known.epoch, known.index) {
+                *known = seen;
+            }
         }
     }
 
@@ -396,7 +458,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.end_leadership(each);
         let able = self.standing.role == Role::Follower && self.standing.voter;
         if candidate > self.lead.epoch && able && self.stopped.is_none() {
-            self.lead.begin(candidate, self.machine.applied(), now_ns);
+            let applied = self.machine.applied();
+            self.lead
+                .begin(candidate, applied, &self.follow.admitted, now_ns);
+            self.lead.time_ns = self.lead.time_ns.max(self.machine.time_ns());
+            self.board.set_public(public::HORIZON, 0);
             self.take_role(Role::Candidate, candidate, each);
         }
     }
@@ -502,9 +568,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline(never)]
     fn refresh_applied(&mut self) {
         for follower in &mut self.lead.followers {
-            let said = self.shared.peer(follower.id).public(public::APPLIED_AT);
-            // A position ahead of the own log would be nonsense, and then nothing is taken from it.
-            if said <= self.lead.end.at {
+            let peer = self.shared.peer(follower.id);
+            let said = peer.public(public::APPLIED_AT);
+            // What another life of it said counts for nothing; a position ahead of the own log would be nonsense.
+            if peer.public(public::INCARNATION) == follower.incarnation()
+                && said <= self.lead.end.at
+            {
                 follower.applied_at = follower.applied_at.max(said);
             }
         }
@@ -674,6 +743,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.phase != Phase::Leading {
             return false;
         }
+        if self.is_stuck_at_damage(now_ns) {
+            self.resign(each);
+            self.catch_up(None, each);
+            return true;
+        }
         self.take_acks(now_ns);
         self.refresh_applied();
         self.note_voters();
@@ -710,23 +784,27 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 follower.outstanding != 0 && now_ns.saturating_sub(follower.since_ns) > timeout_ns;
             if connected != u64::from(follower.target.generation) || late {
                 lose(follower, &self.shared, &mut self.counters);
+                if matches!(self.lead.phase, Phase::Adopting { from, .. } if from == follower.id) {
+                    self.lead.phase = Phase::Granting;
+                }
             }
         }
     }
 
-    /// A learner that says that it was admitted, in the incarnation that this replica saw admitted, counts from now on.
+    /// A learner that says that it was admitted, in the incarnation that granted and that this replica saw admitted, counts
+    /// from now on.
     fn note_voters(&mut self) {
-        for follower in self
+        let learners = self
             .lead
             .followers
             .iter_mut()
-            .filter(|f| f.stage == Stage::Confirmed && !f.voter)
-        {
+            .filter(|f| f.stage == Stage::Confirmed && !f.voter);
+        for follower in learners {
             let peer = self.shared.peer(follower.id);
-            let incarnation = peer.public(public::INCARNATION);
-            let known =
-                incarnation != 0 && self.follow.admitted[follower.id.index()] == incarnation;
-            follower.voter = known && peer.standing().voter;
+            let incarnation = follower.incarnation();
+            let admitted = self.follow.admitted[follower.id.index()] == incarnation;
+            let current = peer.public(public::INCARNATION) == incarnation;
+            follower.voter = admitted && current && peer.standing().voter;
         }
     }
 
@@ -735,11 +813,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         for slot in 0..self.lead.followers.len() {
             let follower = self.lead.followers[slot];
             let peer = self.shared.peer(follower.id);
-            let incarnation = peer.public(public::INCARNATION);
+            let incarnation = follower.incarnation();
             let due = follower.stage == Stage::Confirmed
                 && !follower.voter
                 && peer.standing().role == Role::Learner
-                && incarnation != 0
+                && peer.public(public::INCARNATION) == incarnation
                 && follower.proposed != incarnation
                 && follower.matched >= self.commit
                 && follower.sent == self.lead.end.at;

@@ -26,6 +26,8 @@ pub(super) struct Proof {
     /// Who has confirmed it.
     by: Members,
     posted_ns: u64,
+    /// What was known to be decided when the round was posted: the reads see at least that.
+    needs: u64,
 }
 
 impl Proof {
@@ -72,6 +74,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !under_way || late {
             proof.round += 1;
             (proof.covers, proof.by, proof.posted_ns) = (proof.asked, Members::NONE, now_ns);
+            proof.needs = self.commit;
             let round = proof.round;
             self.post_proof(round, now_ns);
         }
@@ -80,7 +83,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !(proven || self.zoo.has(Bug::ReadWithoutProof)) {
             return !under_way;
         }
-        // A leader has applied all that it knows to be decided.
+        // A backlog is applied over several polls.
+        if self.machine.applied().index < self.lead.proof.needs {
+            return true;
+        }
         let outcome = ReadOutcome::Ready {
             index: self.machine.applied().index,
         };

@@ -10,20 +10,20 @@ use std::ops::Range;
 use mu_verbs::sync::Ordering;
 use mu_verbs::{
     Access, Completion, CompletionQueue, Context, Error, MemoryRegion, QueuePair, RemoteAddr,
-    SendFlags, SendOp, SendWr, Sge, WcStatus,
+    SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
 };
 
 use super::lane::PerPeer;
 use super::{Event, Replication};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Role, SnapshotAnswer, public, row};
-use crate::log::{Found, Log, Point, find};
+use crate::log::{Found, Point, find};
 use crate::machine::StateMachine;
 use crate::shared::Peer;
 use crate::zoo::Zoo;
 
-/// Bytes of one read.
-const CHUNK: usize = 256 << 10;
+/// Bytes of a stretch of the log, if no entry is longer and the ring allows it.
+pub(super) const CHUNK: usize = 256 << 10;
 /// The log is pulled until the donor is at most so many bytes ahead; the leader brings the rest.
 const CLOSE: u64 = 64 << 10;
 
@@ -70,9 +70,7 @@ pub(super) struct Owed {
 
 impl Owed {
     fn is_covered(&self, by: Point) -> bool {
-        self.end.is_some_and(|end| by.index >= end)
-            || by.epoch > self.writer
-            || by.at >= self.until
+        self.end.is_some_and(|end| by.index >= end) || by.epoch > self.writer || by.at >= self.until
     }
 }
 
@@ -80,9 +78,9 @@ impl Owed {
 pub(super) struct Rejoin<C: Context> {
     qps: PerPeer<C::Qp>,
     cq: C::Cq,
-    /// The own log, to be read into.
-    log_mr: C::Mr,
+    /// Room for two stretches of the log, or one piece of a snapshot.
     scratch: C::Mr,
+    stretch: usize,
     step: Step,
     /// What has to be covered, if this replica still has its vote.
     owed: Option<Owed>,
@@ -103,13 +101,13 @@ impl<C: Context> Rejoin<C> {
     pub(super) fn new(
         ctx: &C,
         pd: &C::Pd,
-        log: &Log,
+        stretch: usize,
         qps: PerPeer<C::Qp>,
         cq: C::Cq,
     ) -> Result<Self, Error> {
-        let scratch = ctx.alloc_memory(CHUNK)?;
+        let scratch = ctx.alloc_memory(2 * stretch)?;
         Ok(Self {
-            log_mr: ctx.reg_mr(pd, log.memory(), 0..log.memory().len(), Access::LOCAL_WRITE)?,
+            stretch,
             scratch: ctx.reg_mr(pd, &scratch, 0..scratch.len(), Access::LOCAL_WRITE)?,
             qps,
             cq,
@@ -136,20 +134,9 @@ impl<C: Context> Rejoin<C> {
         (self.step, self.since_ns, self.failed) = (step, now_ns, false);
     }
 
-    /// Reads `len` bytes at `remote` into a registration. The number of the request tells rounds apart.
-    fn read(
-        &mut self,
-        donor: ReplicaId,
-        remote: RemoteAddr,
-        into: Into,
-        offset: usize,
-        len: usize,
-    ) {
-        let mr = match into {
-            Into::Log => &self.log_mr,
-            Into::Scratch => &self.scratch,
-        };
-        let local = [Sge::new(mr, offset, len)];
+    /// Reads `len` bytes at `remote` into the scratch area. The number of the request tells rounds apart.
+    fn read(&mut self, donor: ReplicaId, remote: RemoteAddr, offset: usize, len: usize) {
+        let local = [Sge::new(&self.scratch, offset, len)];
         let op = SendOp::Read {
             local: &local,
             remote,
@@ -186,12 +173,6 @@ impl<C: Context> Rejoin<C> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Into {
-    Log,
-    Scratch,
-}
-
 impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// One turn of a replica that comes back.
     pub(super) fn poll_rejoin(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
@@ -209,9 +190,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {
             Step::Begin => self.ask(now_ns),
-            Step::Asked { donor, .. } if late || !self.shared.peer(donor).is_alive() => {
-                self.give_up(donor, now_ns)
-            }
+            // A donor with much state may look dead for a while.
+            Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
             Step::Reading { donor, .. } | Step::Log { donor, .. } if late => {
                 self.fault(donor);
                 self.give_up(donor, now_ns);
@@ -273,13 +253,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Asks for the next piece of the snapshot.
     fn read_piece(&mut self, donor: ReplicaId, answer: SnapshotAnswer) {
         let at = self.rejoin.bytes.len();
-        let len = (answer.len as usize - at).min(CHUNK);
+        let len = (answer.len as usize - at).min(2 * self.rejoin.stretch);
         self.rejoin.round();
         let remote = RemoteAddr {
-            addr: answer.addr + at as u64,
+            addr: answer.addr.wrapping_add(at as u64),
             rkey: answer.rkey,
         };
-        self.rejoin.read(donor, remote, Into::Scratch, 0, len);
+        self.rejoin.read(donor, remote, 0, len);
     }
 
     fn read_snapshot(&mut self, donor: ReplicaId, answer: SnapshotAnswer, now_ns: u64) -> bool {
@@ -292,7 +272,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         let at = self.rejoin.bytes.len();
-        let len = (answer.len as usize - at).min(CHUNK);
+        let len = (answer.len as usize - at).min(2 * self.rejoin.stretch);
         self.rejoin.bytes.resize(at + len, 0);
         self.rejoin
             .scratch
@@ -316,7 +296,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
-        let sound = crc32c::crc32c(&bytes) == answer.crc && self.machine.restore(&bytes).is_ok();
+        let sound = crc32c::crc32c(&bytes) == answer.crc
+            && self
+                .take_admissions(&bytes)
+                .is_some_and(|state| self.machine.restore(state).is_ok());
         if !sound || self.machine.applied() != point {
             self.counters.damaged += 1;
             self.give_up(donor, now_ns);
@@ -355,14 +338,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.give_up(donor, now_ns);
             return true;
         }
-        if to > from && !self.replay(to, each) {
+        if to > from && !(self.take_stretch(from..to) && self.replay(to, each)) {
             self.give_up(donor, now_ns);
             return true;
         }
         let applied = self.machine.applied();
         let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
         let covered = self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied));
-        if covered && ahead <= applied.at + CLOSE {
+        if covered && ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
             self.finish(each);
             return true;
         }
@@ -370,7 +353,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return false;
         }
         // Up to what the donor has applied, and so whole and decided; one stretch at a time.
-        let until = ahead.min(applied.at + (self.max_entry.max(CHUNK)) as u64);
+        let until = ahead.min(applied.at + self.rejoin.stretch as u64);
         self.rejoin.round();
         self.pull(donor, applied.at..until);
         self.rejoin.go(
@@ -384,19 +367,38 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         true
     }
 
-    /// Reads a stretch of the donor's log into the own ring, at the same positions.
+    /// Reads a stretch of the donor's log, twice: its leader may be writing over it, and of entries without a checksum
+    /// neither header nor tail would tell. The reads of one connection run one after the other, so two that are equal saw
+    /// no write between them, and the header of one that had begun to be replaced would fit no more.
     fn pull(&mut self, donor: ReplicaId, at: Range<u64>) {
         let peer = self.shared.peer(donor);
         let addr = peer.pull_addr.load(Ordering::Acquire);
         let rkey = peer.pull_rkey.load(Ordering::Acquire) as u32;
         self.rejoin.pulled += at.end - at.start;
-        for (_, offset, len) in self.log.pieces(at) {
-            let remote = RemoteAddr {
-                addr: addr + offset as u64,
-                rkey,
-            };
-            self.rejoin.read(donor, remote, Into::Log, offset, len);
+        for copy in 0..2 {
+            for (from, offset, len) in self.log.pieces(at.clone()) {
+                let place = copy * self.rejoin.stretch + (from - at.start) as usize;
+                let remote = RemoteAddr {
+                    addr: addr.wrapping_add(offset as u64),
+                    rkey,
+                };
+                self.rejoin.read(donor, remote, place, len);
+            }
         }
+    }
+
+    /// Puts the stretch that was read into the own ring, at the same positions, if both copies are equal.
+    fn take_stretch(&mut self, at: Range<u64>) -> bool {
+        let len = (at.end - at.start) as usize;
+        let scratch = self.rejoin.scratch.memory();
+        let second = self.rejoin.stretch / WORD;
+        if (0..len / WORD).any(|word| scratch.load(word) != scratch.load(second + word)) {
+            return false;
+        }
+        self.payload.resize(len, 0);
+        scratch.read_bytes(0, &mut self.payload);
+        self.log.write(at.start, &self.payload);
+        true
     }
 
     /// Applies the entries that lie wholly below `to`. False if the first of them is not there: it was recycled.
