@@ -28,8 +28,8 @@ fn the_first_program_of_the_examples_runs() {
     first::main();
 }
 
-/// A cluster of this test: addresses that no other test and no other process of this host has, since the loopback network
-/// has room for one of each process id.
+/// A cluster of this test: addresses that no other test and no other process of this host has, since the loopback
+/// network has room for one of each process id.
 struct Cluster {
     dir: tempfile::TempDir,
     members: Vec<(u8, SocketAddr)>,

@@ -293,8 +293,8 @@ impl Complaint {
         let alive = peers.iter().filter(|peer| peer.alive).count();
         tracing::error!(
             "this replica has no memory and finds no leader to recover from ({alive} of {} peers are alive). If a \
-             majority of the group has lost its memory, what was decided is lost: only an operator can form a new, empty \
-             group, by stopping every replica and starting each with --form",
+             majority of the group has lost its memory, what was decided is lost: only an operator can form a new, \
+             empty group, by stopping every replica and starting each with --form",
             peers.len()
         );
     }

@@ -233,8 +233,8 @@ impl Client {
         })
     }
 
-    /// Tries again, here and elsewhere, until there is an outcome or the patience is over. `read`: an unknown outcome does
-    /// no harm.
+    /// Tries again, here and elsewhere, until there is an outcome or the patience is over. `read`: an unknown outcome
+    /// does no harm.
     fn until_done<T>(
         &mut self,
         request: Request<'_>,
