@@ -139,6 +139,9 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         self.again_ns = now_ns + self.pause_ns;
                         break;
                     }
+                    // What it posted may still be on its way. A later grant must not let that land on what others write
+                    // in between: with a new connection the old packets go nowhere.
+                    settled.broken = settled.broken.with(from);
                 }
                 Act::Refuse { to, epoch } => {
                     self.arbiter.refused(to, epoch);

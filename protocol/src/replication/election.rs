@@ -45,6 +45,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let mut took = false;
         for slot in 0..self.lead.followers.len() {
             let follower = &self.lead.followers[slot];
+            let ack_of = follower.id;
             if follower.stage != Stage::Idle
                 || follower.barred_ns != 0
                 || self.board.mail(follower.id, row::ACK) != self.lead.epoch().0
@@ -62,9 +63,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let fresh = ack.granted
                 && u64::from(ack.generation) == connected
                 && follower.taken != Some(ack);
-            if fresh && ack.epoch == self.lead.epoch() {
-                took = true;
+            if !fresh || ack.epoch != self.lead.epoch() {
+                continue;
+            }
+            took = true;
+            if self.lane.is_quiet(ack_of, ack.generation) {
                 self.prepare(slot, ack, now_ns);
+            } else {
+                // What was posted in an earlier epoch could still land, with the right that this one has got, on what
+                // another leader wrote in between: over a new connection it cannot.
+                let fault = &self.shared.peer(ack_of).log_fault;
+                fault.store(connected, Ordering::Release);
             }
         }
         took

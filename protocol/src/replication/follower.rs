@@ -285,7 +285,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Completions of a leadership that is over.
     pub(super) fn drop_completions(&mut self) {
-        while self.lane.poll() != 0 {}
+        loop {
+            let n = self.lane.poll();
+            if n == 0 {
+                return;
+            }
+            (0..n).for_each(|n| drop(self.lane.done(n)));
+        }
     }
 
     /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own log, if

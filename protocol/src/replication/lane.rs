@@ -153,6 +153,11 @@ impl Counted {
         self.posted & COUNT
     }
 
+    /// Whether nothing that was posted on this connection can still be under way.
+    fn is_quiet(&self, generation: u16) -> bool {
+        self.generation != generation || self.next == self.posted & COUNT
+    }
+
     /// Whether a completion is the next, or one after others that were lost or not asked for: not one that came before.
     /// Those of another connection are not judged here.
     #[inline]
@@ -221,6 +226,11 @@ impl<C: Context> Lane<C> {
             slot_bytes,
             inline_max: inline.unwrap_or(0).min(MAX_INLINE_ENTRY),
         })
+    }
+
+    /// Whether nothing that this engine posted to `peer` on the connection `generation` can still be under way.
+    pub(super) fn is_quiet(&self, peer: ReplicaId, generation: u32) -> bool {
+        self.counted[peer.index()].is_quiet(generation as u16 & COUNT)
     }
 
     /// Bytes of log that one scan reads: at least the largest entry.
