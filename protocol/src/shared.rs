@@ -145,9 +145,9 @@ impl Shared {
         Epoch(self.resigned.load(Ordering::Acquire))
     }
 
-    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`. Called when it does not
-    /// lead, with a promise read before it saw that it is no candidate. Everything it wrote before is visible (Release)
-    /// to whoever sees this.
+    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`. Called when it does
+    /// not lead, with a promise read before it saw that it is no candidate. Everything it wrote before is visible
+    /// (Release) to whoever sees this.
     #[inline]
     pub fn leave(&self, promise: Epoch) {
         if self.left.load(Ordering::Relaxed) != promise.0 {

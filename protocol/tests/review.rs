@@ -9,7 +9,7 @@ use mu_protocol::layout::{Role, Standing, board_row, header, public, row};
 use mu_protocol::log::Source;
 use mu_protocol::replication::ReadOutcome;
 
-/// a proven read of a new leader is answered before the leader has applied what the old one decided
+/// Found in review: a proven read of a new leader is answered before the leader has applied what the old one decided
 /// and acknowledged. `prove` never compares applied with commit, and one poll applies 256 entries at most.
 #[test]
 fn a_read_after_a_takeover_holds_everything_that_was_acknowledged() {
@@ -42,7 +42,7 @@ fn a_read_after_a_takeover_holds_everything_that_was_acknowledged() {
     assert_eq!(seen, 4_000, "the read sees a state of the past");
 }
 
-/// one follower that is too far behind raises `valid_from`, and then the others, which a new leader
+/// Found in review: one follower that is too far behind raises `valid_from`, and then the others, which a new leader
 /// could bring up to date, are refused as well; they give their votes up, and the group is down for ever although three
 /// of five, a majority, are sound and have all their memory (one is dead, one hangs).
 #[test]
@@ -90,8 +90,8 @@ fn one_lapped_follower_does_not_cost_the_others_their_votes() {
     );
 }
 
-/// A replica with a smaller `max_command_bytes` would take a larger entry for none, and as a candidate write over a
-/// decided one.
+/// Found in review: A replica with a smaller `max_command_bytes` would take a larger entry for none, and as a candidate
+/// write over a decided one.
 #[test]
 fn a_replica_with_another_command_limit_is_refused() {
     let mut group = Group::new(3, |settings| settings.max_command_bytes = 2_000);
@@ -114,7 +114,7 @@ fn a_replica_with_another_command_limit_is_refused() {
     );
 }
 
-/// words of the same half-written point are the same on every replica, so two torn points agree with
+/// Found in review: words of the same half-written point are the same on every replica, so two torn points agree with
 /// each other, and a replica whose own point is whole is halted. Two looks without a new read between them are enough.
 #[test]
 fn half_written_digest_points_of_two_peers_halt_nobody() {
@@ -142,7 +142,7 @@ fn half_written_digest_points_of_two_peers_halt_nobody() {
     );
 }
 
-/// index and position in an acknowledgement may be of different points (`granter::applied`), and
+/// Found in review: index and position in an acknowledgement may be of different points (`granter::applied`), and
 /// `choose` looks for a lap by the index alone. The candidate takes the granter's recycled log for an empty one and
 /// writes over decided entries.
 #[test]
@@ -213,7 +213,7 @@ fn lapped_candidate(preempted: bool) {
     );
 }
 
-/// leader time goes back when a leader with another clock takes over, although `Command::time_ns` and
+/// Found in review: leader time goes back when a leader with another clock takes over, although `Command::time_ns` and
 /// `Header::time_ns` promise that it never does: `append` knows its own last time only, not that of the log.
 #[test]
 fn leader_time_never_goes_back_in_the_log() {
@@ -235,7 +235,7 @@ fn leader_time_never_goes_back_in_the_log() {
     assert!(then >= first, "from {first} to {then}");
 }
 
-/// the own replication engine writes the own log without any fence against the own background engine,
+/// Found in review: the own replication engine writes the own log without any fence against the own background engine,
 /// which meanwhile grants the log to another leader. The thread is preempted between the look at the candidacy (the
 /// beginning of the poll) and the write (here by `lead_chores`, which proposes an admission; `flush` has the same
 /// window, only shorter). It then writes over an entry that the new leader has written, had acknowledged and decided,
@@ -289,9 +289,9 @@ fn a_preempted_leader_does_not_write_over_what_its_successor_wrote_here() {
     );
 }
 
-/// a new leader's first entry is appended without a look at the ring (`lead_from`). Where the old leader
-/// had filled the ring up to what the followers have applied, it overwrites the oldest entries that nobody alive has
-/// applied: acknowledged commands are gone everywhere.
+/// Found in review: a new leader's first entry is appended without a look at the ring (`lead_from`). Where the old
+/// leader had filled the ring up to what the followers have applied, it overwrites the oldest entries that nobody alive
+/// has applied: acknowledged commands are gone everywhere.
 #[test]
 fn the_first_entry_of_a_leader_waits_for_room() {
     full_ring(0);
@@ -373,7 +373,7 @@ fn full_ring(left: u64) {
     );
 }
 
-/// a leader that is told of a higher promise does nothing about it (`Election::attempt` looks at
+/// Found in review: a leader that is told of a higher promise does nothing about it (`Election::attempt` looks at
 /// refusals only while it does not lead; `docs/protocol.md`, section 5, says that it steps down). A learner that
 /// granted a higher epoch to a candidate that came to nothing refuses the leader for ever and is never admitted.
 #[test]
@@ -408,11 +408,11 @@ fn a_learner_that_promised_a_failed_candidate_is_admitted_in_the_end() {
     );
 }
 
-/// the vote of a replica that has died and come back without memory counts twice. A candidate's request
-/// is granted by replica 3 and its log read; 3 dies, comes back, and is admitted again by the leader of a lower epoch,
-/// whom it helps to decide a command; the candidate, which has been asleep, still counts the grant of the old life, and
-/// with one more grant leads without that command. (Five replicas are needed: the majority that admits 3 need not
-/// contain it.)
+/// Found in review: the vote of a replica that has died and come back without memory counts twice. A candidate's
+/// request is granted by replica 3 and its log read; 3 dies, comes back, and is admitted again by the leader of a lower
+/// epoch, whom it helps to decide a command; the candidate, which has been asleep, still counts the grant of the old
+/// life, and with one more grant leads without that command. (Five replicas are needed: the majority that admits 3 need
+/// not contain it.)
 #[test]
 fn a_grant_of_an_earlier_life_does_not_count_after_an_admission() {
     let mut group = Group::new(5, |_| {});
@@ -494,9 +494,9 @@ fn a_grant_of_an_earlier_life_does_not_count_after_an_admission() {
     }
 }
 
-/// a state whose snapshot takes longer than `stuck_ns` can never be handed on. The donor makes it within
-/// one poll, so its heartbeat stops, the newcomer takes it for dead and gives the request up, asks the next donor, and
-/// in the end the leader, which stands still over it as well; then all over again.
+/// Found in review: a state whose snapshot takes longer than `stuck_ns` can never be handed on. The donor makes it
+/// within one poll, so its heartbeat stops, the newcomer takes it for dead and gives the request up, asks the next
+/// donor, and in the end the leader, which stands still over it as well; then all over again.
 #[test]
 fn a_snapshot_that_takes_ten_milliseconds_is_handed_on() {
     slow_snapshot(10_000_000);

@@ -101,9 +101,9 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
         self.own_writes = true;
     }
 
-    /// Whether the own engine may still write the own log, although another one got the promise. It is a holder like any
-    /// other: a thread that was told to lead can be preempted between looking at its candidacy and storing an entry, for
-    /// as long as the scheduler likes.
+    /// Whether the own engine may still write the own log, although another one got the promise. It is a holder like
+    /// any other: a thread that was told to lead can be preempted between looking at its candidacy and storing an
+    /// entry, for as long as the scheduler likes.
     fn own_engine_writes(&mut self, shared: &Shared) -> bool {
         self.own_writes = self.own_writes && shared.left() < self.arbiter.promise();
         self.own_writes

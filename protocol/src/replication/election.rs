@@ -402,8 +402,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             && from <= end.at
             && (from >= self.lead.start_at || self.is_whole(follower));
         if !whole && from <= end.at {
-            // Too far behind for this log: it has to catch up otherwise, and sees that by the horizon. Those ahead of it
-            // are judged by themselves.
+            // Too far behind for this log: it has to catch up otherwise, and sees that by the horizon. Those ahead of
+            // it are judged by themselves.
             self.lead.valid_from = self.lead.valid_from.max(from + 1);
         }
         let skip = self.zoo.has(Bug::SkipFollowerUpdate);

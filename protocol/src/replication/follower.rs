@@ -294,8 +294,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own log, if
-    /// it is sound. The vote is kept, and rests until the state covers all that was acknowledged here.
+    /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own
+    /// log, if it is sound. The vote is kept, and rests until the state covers all that was acknowledged here.
     pub(super) fn catch_up(&mut self, end: Option<u64>, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
         self.rejoin.restart(Owed {

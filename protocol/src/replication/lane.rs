@@ -347,8 +347,9 @@ impl<C: Context> Lane<C> {
         )
     }
 
-    /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into the own
-    /// ring: a read that is under way when somebody else gets the right to write here would land over what that one wrote.
+    /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into
+    /// the own ring: a read that is under way when somebody else gets the right to write here would land over what that
+    /// one wrote.
     pub(super) fn read_stretch(
         &mut self,
         log: &Log,

@@ -791,8 +791,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// A learner that says that it was admitted, in the incarnation that granted and that this replica saw admitted, counts
-    /// from now on.
+    /// A learner that says that it was admitted, in the incarnation that granted and that this replica saw admitted,
+    /// counts from now on.
     fn note_voters(&mut self) {
         let learners = self
             .lead

@@ -54,8 +54,8 @@ enum Step {
 /// What a replica that was left behind has to cover before its vote counts again: everything that it acknowledged and
 /// that may be decided by that. Any one of these does:
 ///
-/// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in it:
-///   later leaders write the same bytes over it.
+/// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in
+///   it: later leaders write the same bytes over it.
 /// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
 /// - A state that reaches one ring beyond what was applied: no leader writes further than that.
 #[derive(Clone, Copy, Debug)]
@@ -368,8 +368,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Reads a stretch of the donor's log, twice: its leader may be writing over it, and of entries without a checksum
-    /// neither header nor tail would tell. The reads of one connection run one after the other, so two that are equal saw
-    /// no write between them, and the header of one that had begun to be replaced would fit no more.
+    /// neither header nor tail would tell. The reads of one connection run one after the other, so two that are equal
+    /// saw no write between them, and the header of one that had begun to be replaced would fit no more.
     fn pull(&mut self, donor: ReplicaId, at: Range<u64>) {
         let peer = self.shared.peer(donor);
         let addr = peer.pull_addr.load(Ordering::Acquire);

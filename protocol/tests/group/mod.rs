@@ -220,8 +220,8 @@ impl Group {
         }
     }
 
-    /// Polls the replication engine of `n` at a time `later_ns` from now. When it reports the first end of a command its
-    /// thread is preempted: all others, and its own background engine, go on for `steps` steps before it does.
+    /// Polls the replication engine of `n` at a time `later_ns` from now. When it reports the first end of a command
+    /// its thread is preempted: all others, and its own background engine, go on for `steps` steps before it does.
     pub(crate) fn poll_preempted(&mut self, n: usize, later_ns: u64, steps: usize) -> bool {
         let mut node = self.nodes[n].take().expect("it lives");
         self.aside = Some(n);

@@ -1,5 +1,5 @@
-//! Requests under way: posted, transmitted, admitted at the target or refused. What is admitted takes effect in `place`,
-//! and its answer travels in `answer`.
+//! Requests under way: posted, transmitted, admitted at the target or refused. What is admitted takes effect in
+//! `place`, and its answer travels in `answer`.
 
 use mu_verbs::{Access, AsyncEvent, WcStatus};
 

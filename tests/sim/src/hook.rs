@@ -1,8 +1,9 @@
 //! Stops between two verbs: the driver gets a say before every call that a node's code makes on its device.
 //!
-//! A thread can be preempted anywhere, so a replica can be paused or killed between any two verbs of one poll. The driver
-//! installs a hook for its thread; the hook may let the world go on for a while, others' code included, before the call
-//! goes through, or [`freeze`](crate::World::freeze) the device, so that the call and all later ones do nothing.
+//! A thread can be preempted anywhere, so a replica can be paused or killed between any two verbs of one poll. The
+//! driver installs a hook for its thread; the hook may let the world go on for a while, others' code included, before
+//! the call goes through, or [`freeze`](crate::World::freeze) the device, so that the call and all later ones do
+//! nothing.
 
 use std::cell::RefCell;
 use std::rc::Rc;

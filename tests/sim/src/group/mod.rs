@@ -2,8 +2,8 @@
 //!
 //! # Mechanism
 //!
-//! Every engine, client, message and planned fault is woken by the world's queue. An engine's poll runs to its end at one
-//! instant, unless the plan stops it between two verbs: then the world, and whoever else is due, goes on inside of
+//! Every engine, client, message and planned fault is woken by the world's queue. An engine's poll runs to its end at
+//! one instant, unless the plan stops it between two verbs: then the world, and whoever else is due, goes on inside of
 //! that call, and the engine finds itself paused when it returns, or dead. So everything here that an engine's poll may
 //! meet again is behind a cell, and no cell is borrowed while an engine runs.
 

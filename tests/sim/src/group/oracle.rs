@@ -112,8 +112,8 @@ impl Oracle {
         }
     }
 
-    /// A replica holds `header` at `at` and takes it for decided. `held` says how many replicas with a vote hold it; that
-    /// counts only if nobody claimed it before.
+    /// A replica holds `header` at `at` and takes it for decided. `held` says how many replicas with a vote hold it;
+    /// that counts only if nobody claimed it before.
     pub(crate) fn claim(
         &mut self,
         who: ReplicaId,

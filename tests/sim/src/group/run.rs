@@ -1,5 +1,5 @@
-//! One run: a group and a plan from a seed, a safety phase with trouble, a healed phase in which there must be progress,
-//! and the verdict.
+//! One run: a group and a plan from a seed, a safety phase with trouble, a healed phase in which there must be
+//! progress, and the verdict.
 
 use std::fmt::Write;
 use std::rc::Rc;
