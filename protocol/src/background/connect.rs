@@ -224,6 +224,13 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         self.attention = true;
     }
 
+    /// The connection of a link has to be another one, though it works.
+    pub(super) fn retire(&mut self, link: Link, peer: ReplicaId, now_ns: u64) {
+        self.wire_mut(link, peer).line.retire(now_ns);
+        self.publish_generations(peer);
+        self.attention = true;
+    }
+
     /// Looks for broken links: what the replication engine reports, and the state of one queue pair.
     pub(super) fn find_faults(&mut self, now_ns: u64) {
         for peer in self.settings.peers().iter() {

@@ -71,6 +71,9 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         for peer in settled.broken.iter() {
             self.fault(Link::Log, peer, now_ns);
         }
+        for peer in settled.retired.iter() {
+            self.retire(Link::Log, peer, now_ns);
+        }
         let standing = self.election.standing();
         if standing.is_some_and(|epoch| epoch != self.granter.arbiter().promise()) {
             // Another one got the promise; the granter has withdrawn the candidacy before it promised.

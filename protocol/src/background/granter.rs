@@ -37,6 +37,8 @@ pub(crate) struct Settled {
     pub(crate) changed: Members,
     /// Peers whose log link turned out to be broken.
     pub(crate) broken: Members,
+    /// Peers whose log link has to be made anew, since their right was taken away.
+    pub(crate) retired: Members,
 }
 
 /// Acts of one poll: every peer once with each kind, and then some.
@@ -141,7 +143,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     }
                     // What it posted may still be on its way. A later grant must not let that land on what others write
                     // in between: with a new connection the old packets go nowhere.
-                    settled.broken = settled.broken.with(from);
+                    settled.retired = settled.retired.with(from);
                 }
                 Act::Refuse { to, epoch } => {
                     self.arbiter.refused(to, epoch);

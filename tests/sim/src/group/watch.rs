@@ -128,7 +128,9 @@ impl Group {
             let known = self.core.borrow().oracle.entry(applied.index).map(|entry| {
                 (entry.header.epoch, entry.at + entry.header.size() as u64)
             });
-            if known != Some((applied.epoch, applied.at)) {
+            // A flipped bit may have struck what it applied before anybody looked.
+            let excused = known.is_none() && self.core.borrow().oracle.excused > 0;
+            if known != Some((applied.epoch, applied.at)) && !excused {
                 self.fail(format!("I1: replica {slot} is at {applied:?}, the log there has {known:?}"));
             }
         }
