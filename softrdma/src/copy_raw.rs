@@ -38,11 +38,9 @@ pub(crate) fn words(dst: &[Word], src: &[Word]) {
 pub(crate) fn from_bytes(dst: &[Word], src: &[u8]) {
     assert_eq!(dst.len() * WORD, src.len());
     let at = wide(dst.as_ptr().cast(), src.as_ptr(), src.len(), Shared::Target);
-    for (d, s) in dst[at..].iter().zip(src[at * WORD..].chunks_exact(WORD)) {
-        d.store(
-            u64::from_ne_bytes(s.try_into().expect("eight bytes")),
-            Ordering::Release,
-        );
+    let (dst, src) = (&dst[at..], src[at * WORD..].as_chunks::<WORD>().0);
+    for (d, s) in dst.iter().zip(src) {
+        d.store(u64::from_ne_bytes(*s), Ordering::Release);
     }
 }
 
@@ -56,8 +54,9 @@ pub(crate) fn to_bytes(dst: &mut [u8], src: &[Word]) {
         dst.len(),
         Shared::Source,
     );
-    for (d, s) in dst[at * WORD..].chunks_exact_mut(WORD).zip(&src[at..]) {
-        d.copy_from_slice(&s.load(Ordering::Acquire).to_ne_bytes());
+    let dst = dst[at * WORD..].as_chunks_mut::<WORD>().0;
+    for (d, s) in dst.iter_mut().zip(&src[at..]) {
+        *d = s.load(Ordering::Acquire).to_ne_bytes();
     }
 }
 
