@@ -70,9 +70,7 @@ pub(super) struct Owed {
 
 impl Owed {
     fn is_covered(&self, by: Point) -> bool {
-        self.end.is_some_and(|end| by.index >= end)
-            || by.epoch > self.writer
-            || by.at >= self.until
+        self.end.is_some_and(|end| by.index >= end) || by.epoch > self.writer || by.at >= self.until
     }
 }
 
