@@ -15,7 +15,9 @@
 //!
 //! The fences are totally ordered. If L2 is first, the entry is visible to whatever is read after G3, so the new leader
 //! finds it. If G2 is first, L3 sees G1 and the leader does not count. [`Shared::promise`] is G1 and G2,
-//! [`Shared::still_promised`] is L2 and L3. All other words are hints whose staleness costs time, not safety.
+//! [`Shared::own_log_written`] is L2, [`Shared::still_promised`] L3. Between L2 and L3 there may be anything: the
+//! leader passes L2 as soon as the entry is written, when there is little to wait for, and L3 when it counts. All other
+//! words are hints whose staleness costs time, not safety.
 
 use mu_verbs::Memory;
 use mu_verbs::sync::{Ordering, Word, fence};
@@ -117,10 +119,16 @@ impl Shared {
         Epoch(self.promised.load(Ordering::Acquire))
     }
 
-    /// Whether this replica's own promise is still `epoch`, asked after the own log was written (L2, L3).
+    /// Replication: what it wrote into the own log stands there before anything that it loads from now on (L2).
+    #[inline]
+    pub fn own_log_written(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether this replica's own promise is still `epoch` (L3). Entries of the own log count then that were written
+    /// before the last [`own_log_written`](Self::own_log_written).
     #[inline]
     pub fn still_promised(&self, epoch: Epoch) -> bool {
-        fence(Ordering::SeqCst);
         self.promised.load(Ordering::Acquire) == epoch.0
     }
 

@@ -432,7 +432,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             ..
         } = self;
         if let Some(follower) = lead.follower(id) {
-            let posted = follower.pump(lane, log, end, None, now_ns);
+            let posted = follower.pump(lane, log, end, now_ns);
             note(follower, posted, counters, shared, *zoo);
         }
     }

@@ -9,11 +9,12 @@ use std::ops::Range;
 
 use mu_verbs::Context;
 
+use super::lane::POLLED;
 use super::leader::Lead;
 use super::rejoin::Owed;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
-use crate::entry::{Header, Kind, admitted};
+use crate::entry::{Kind, admitted};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Role, header, public};
 use crate::limits::MAX_REPLICAS;
@@ -115,23 +116,26 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         std::hint::black_box(sum);
     }
 
-    /// Applies what is decided and not applied, and says how far it came.
+    /// Applies what is decided and not applied, and says whether there was anything.
     #[inline]
     pub(super) fn apply_decided(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let before = self.machine.applied();
-        if before.index >= self.commit {
-            return false;
-        }
+        self.is_behind() && self.catch_up_applying(each)
+    }
+
+    /// There is something to apply.
+    #[inline(never)]
+    fn catch_up_applying(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
+        let before = self.machine.applied().index;
         for _ in 0..PER_POLL {
-            if self.machine.applied().index >= self.commit || !self.apply_next(each) {
+            if !self.apply_next(each) || !self.is_behind() {
                 break;
             }
         }
         let applied = self.machine.applied();
-        if applied.index == before.index {
+        if applied.index == before {
             return false;
         }
-        self.counters.applied += applied.index - before.index;
+        self.counters.applied += applied.index - before;
         self.board.set_public(public::APPLIED_AT, applied.at);
         self.board.set_public(public::APPLIED, applied.index);
         self.board.set_public(public::COMMIT, self.commit);
@@ -143,40 +147,33 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     fn apply_next(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
         let point = self.machine.applied();
+        let (leads, epoch, first) = (self.lead.is_on(), self.lead.epoch(), self.lead.first);
+        let Lead {
+            encoder,
+            tickets,
+            fresh,
+            ..
+        } = &mut self.lead;
         // The leader still has the bytes of its last entry in private memory.
-        let fresh = self.lead.fresh(point.index + 1);
-        let header = match fresh {
-            Some(header) => header,
-            None => match find(
-                &self.log,
-                point,
-                self.max_entry,
-                &mut self.payload,
-                self.zoo,
-            ) {
-                Found::Entry(header) => header,
-                Found::Nothing | Found::Damaged => return false,
-            },
+        let fresh = fresh.as_ref().filter(|h| h.index == point.index + 1);
+        let fresh = fresh.and_then(|header| Some((header, encoder.payload(header)?)));
+        let read;
+        let (header, payload) = match fresh {
+            Some(entry) => entry,
+            None => {
+                let (log, payload) = (&self.log, &mut self.payload);
+                let Found::Entry(header) = find(log, point, self.max_entry, payload, self.zoo)
+                else {
+                    return false;
+                };
+                read = header;
+                (&read, &payload[..])
+            }
         };
         // Commands of this leadership have tickets, in this order.
-        let mine = self.lead.is_on()
-            && header.epoch == self.lead.epoch()
-            && header.index >= self.lead.first;
-        let Self {
-            machine,
-            lead,
-            payload,
-            zoo,
-            ..
-        } = self;
-        let Lead {
-            encoder, tickets, ..
-        } = lead;
-        let payload = fresh
-            .and_then(|header| encoder.payload(&header))
-            .unwrap_or(payload);
-        let index = header.index;
-        let applied = machine.apply(&header, payload, *zoo, |_, applied| {
+        let mine = leads && header.epoch == epoch && header.index >= first;
+        let (index, kind) = (header.index, header.kind);
+        let applied = self.machine.apply(header, payload, self.zoo, |_, applied| {
             if !mine || tickets.pending() == 0 {
                 return;
             }
@@ -190,20 +187,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 outcome,
             });
         });
-        let admitted = if header.kind == Kind::Admit {
-            admitted(payload)
-        } else {
-            None
-        };
         if applied.is_err() {
             self.halt(Stopped::BadPayload, each);
             return false;
         }
-        if let Some((id, incarnation)) = admitted {
+        if kind == Kind::Admit
+            && let Some((id, incarnation)) = admitted(payload)
+        {
             self.admit(id, incarnation, each);
         }
-        if header.index.is_multiple_of(self.settings.digest_interval) {
-            self.publish_digest(&header);
+        if index.is_multiple_of(self.settings.digest_interval) {
+            self.publish_digest(index);
         }
         true
     }
@@ -224,12 +218,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Publishes the digest after an entry, for the others to compare.
     #[inline(never)]
-    fn publish_digest(&mut self, header: &Header) {
+    fn publish_digest(&mut self, index: u64) {
         let first = public::DIGEST + public::DIGEST_WORDS * self.follow.digest_slot;
         self.follow.digest_slot ^= 1;
         // Before the first store: the application may take its time.
         let digest = self.machine.digest();
-        let point = [header.index, digest, mix([header.index, digest])];
+        let point = [index, digest, mix([index, digest])];
         for (word, value) in (first..).zip(point) {
             self.board.set_public(word, value);
         }
@@ -286,11 +280,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Completions of a leadership that is over.
     pub(super) fn drop_completions(&mut self) {
         loop {
-            let n = self.lane.poll();
+            let n = self.lane.poll(POLLED);
             if n == 0 {
                 return;
             }
-            (0..n).for_each(|n| drop(self.lane.done(n)));
+            for place in 0..n {
+                // What is counted on the connection goes on.
+                let _ = self.lane.done(place);
+            }
         }
     }
 

@@ -179,10 +179,35 @@ const _: () = assert!(
     "requests under way have different numbers"
 );
 
+/// The log link to one peer.
+struct Link<C: Context> {
+    qp: C::Qp,
+    counted: Counted,
+}
+
+impl<C: Context> Link<C> {
+    /// Posts a request, whose number is `tag` with the next sequence number.
+    #[inline]
+    fn post(
+        &mut self,
+        tag: Tag,
+        op: SendOp<'_, C::Mr, C::Mw>,
+        flags: SendFlags,
+    ) -> Result<(), PostError> {
+        let sequence = self.counted.number(tag.generation);
+        self.qp.post_send(&SendWr {
+            wr_id: Tag { sequence, ..tag }.to_id(),
+            op,
+            flags,
+        })?;
+        self.counted.posted = self.counted.posted.wrapping_add(1) & COUNT;
+        Ok(())
+    }
+}
+
 /// The log links of this replica.
 pub(super) struct Lane<C: Context> {
-    qps: PerPeer<C::Qp>,
-    counted: [Counted; MAX_REPLICAS],
+    links: PerPeer<Link<C>>,
     cq: C::Cq,
     /// What the last poll brought. Kept, so that a poll need not clear it.
     polled: [Completion; POLLED],
@@ -194,8 +219,17 @@ pub(super) struct Lane<C: Context> {
     inline_max: usize,
 }
 
-/// Completions of one poll.
-const POLLED: usize = 16;
+/// The last piece of several is signalled.
+fn only(last: bool) -> SendFlags {
+    if last {
+        SendFlags::SIGNALED
+    } else {
+        SendFlags::NONE
+    }
+}
+
+/// Completions of one poll, at most.
+pub(super) const POLLED: usize = 16;
 /// Where in a slot the stretch of the log begins.
 const SLOT_LOG: usize = 64;
 
@@ -219,8 +253,10 @@ impl<C: Context> Lane<C> {
         Ok(Self {
             log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
-            qps,
-            counted: [Counted::default(); MAX_REPLICAS],
+            links: qps.map(|qp| {
+                let counted = Counted::default();
+                qp.map(|qp| Link { qp, counted })
+            }),
             cq,
             polled: [Completion::EMPTY; POLLED],
             slot_bytes,
@@ -230,7 +266,9 @@ impl<C: Context> Lane<C> {
 
     /// Whether nothing that this engine posted to `peer` on the connection `generation` can still be under way.
     pub(super) fn is_quiet(&self, peer: ReplicaId, generation: u32) -> bool {
-        self.counted[peer.index()].is_quiet(generation as u16 & COUNT)
+        self.links[peer.index()]
+            .as_ref()
+            .is_none_or(|link| link.counted.is_quiet(generation as u16 & COUNT))
     }
 
     /// Bytes of log that one scan reads: at least the largest entry.
@@ -246,7 +284,7 @@ impl<C: Context> Lane<C> {
 
     /// The slot of a peer: peers are numbered in the order of their queue pairs.
     fn slot(&self, peer: ReplicaId) -> usize {
-        self.qps[..peer.index()].iter().flatten().count() * self.slot_bytes
+        self.links[..peer.index()].iter().flatten().count() * self.slot_bytes
     }
 
     /// The header of `peer` that was read last.
@@ -265,27 +303,12 @@ impl<C: Context> Lane<C> {
         }
     }
 
+    /// The link to a peer, among all of them.
     #[inline]
-    fn post(
-        (qp, counted): (Option<&mut C::Qp>, &mut Counted),
-        tag: Tag,
-        op: SendOp<'_, C::Mr, C::Mw>,
-        signalled: bool,
-    ) -> Result<(), PostError> {
-        let qp = qp.expect("a queue pair for every peer");
-        let flags = if signalled {
-            SendFlags::SIGNALED
-        } else {
-            SendFlags::NONE
-        };
-        let sequence = counted.number(tag.generation);
-        qp.post_send(&SendWr {
-            wr_id: Tag { sequence, ..tag }.to_id(),
-            op,
-            flags,
-        })?;
-        counted.posted = counted.posted.wrapping_add(1) & COUNT;
-        Ok(())
+    fn link(links: &mut PerPeer<Link<C>>, peer: ReplicaId) -> &mut Link<C> {
+        links[peer.index()]
+            .as_mut()
+            .expect("a queue pair for every peer")
     }
 
     fn tag(peer: ReplicaId, to: Target, op: Op, value: u64) -> Tag {
@@ -313,15 +336,7 @@ impl<C: Context> Lane<C> {
             remote: to.remote(word * WORD),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Reads the header into the peer's slot.
@@ -336,15 +351,7 @@ impl<C: Context> Lane<C> {
             local: &local,
             remote: to.remote(0),
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into
@@ -368,41 +375,27 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            let (qp, counted) = (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            );
-            Self::post((qp, counted), tag, op, last)?;
+            Self::link(&mut self.links, peer).post(tag, op, only(last))?;
         }
         Ok(())
     }
 
-    /// Writes one whole entry from private memory. It must take it inline and not straddle the ring's end.
+    /// Writes one whole entry from private memory to byte `offset` of the peer's log. It must take it inline.
     #[inline]
     pub(super) fn write_inline(
         &mut self,
-        log: &Log,
         peer: ReplicaId,
         to: Target,
-        (at, index): (u64, u64),
+        (offset, index): (usize, u64),
         bytes: &[u8],
     ) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, Op::Entries, index);
-        let remote = to.remote(log.offset(at));
         let op = SendOp::Write {
             payload: Payload::Inline(bytes),
-            remote,
+            remote: to.remote(offset),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
@@ -429,22 +422,14 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            write,
-            true,
-        )?;
+        Self::link(&mut self.links, peer).post(tag, write, SendFlags::SIGNALED)?;
         Ok(end)
     }
 
-    /// Takes completions in, and says how many.
+    /// Takes completions in, at most `limit`, and says how many.
     #[inline]
-    pub(super) fn poll(&mut self) -> usize {
-        self.cq.poll(&mut self.polled)
+    pub(super) fn poll(&mut self, limit: usize) -> usize {
+        self.cq.poll(&mut self.polled[..limit])
     }
 
     /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked
@@ -454,8 +439,8 @@ impl<C: Context> Lane<C> {
         let completion = &self.polled[n];
         let ok = completion.status == WcStatus::SUCCESS;
         let tag = Tag::from_id(completion.wr_id)?;
-        let is_next = self.counted[tag.peer.index()].is_next(tag);
-        is_next.then_some(Done { tag, ok })
+        let link = self.links[tag.peer.index()].as_mut()?;
+        link.counted.is_next(tag).then_some(Done { tag, ok })
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use mu_verbs::sync::Ordering;
 use mu_verbs::{Context, PostError};
 
-use super::lane::{Done, Lane, Op, Target};
+use super::lane::{Done, Lane, Op, POLLED, Target};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
 use crate::entry::{Encoder, Header, Kind, admit, admitted};
@@ -114,6 +114,7 @@ impl Follower {
     }
 
     /// One more signalled request was posted.
+    #[inline]
     pub(super) fn posted(&mut self, now_ns: u64) {
         if self.outstanding == 0 {
             self.since_ns = now_ns;
@@ -121,24 +122,18 @@ impl Follower {
         self.outstanding += 1;
     }
 
-    /// Posts what it lacks up to `end`. `last` is the last entry's place and its bytes in private memory.
-    #[inline]
+    /// Posts what it lacks up to `end`, from the log.
+    #[inline(never)]
     pub(super) fn pump<C: Context>(
         &mut self,
         lane: &mut Lane<C>,
         log: &Log,
         end: Point,
-        last: Option<(u64, &[u8])>,
         now_ns: u64,
     ) -> Result<(), PostError> {
         while self.sent < end.at {
-            self.sent = match last {
-                Some((at, bytes)) if at == self.sent => {
-                    lane.write_inline(log, self.id, self.target, (at, end.index), bytes)?;
-                    end.at
-                }
-                _ => lane.write_log(log, self.id, self.target, self.sent..end.at, end.index)?,
-            };
+            let lacks = self.sent..end.at;
+            self.sent = lane.write_log(log, self.id, self.target, lacks, end.index)?;
             self.posted(now_ns);
         }
         Ok(())
@@ -218,8 +213,8 @@ pub(super) struct Lead {
     /// The last admission of each replica in any log that was seen.
     admissions: [Admission; MAX_REPLICAS],
     pub(super) encoder: Encoder,
-    /// The entry whose payload the encoder still holds.
-    fresh: Option<Header>,
+    /// The entry whose payload the encoder may still hold.
+    pub(super) fresh: Option<Header>,
     pub(super) tickets: Tickets,
     pub(super) proof: Proof,
     handover: Option<Handover>,
@@ -290,13 +285,7 @@ impl Lead {
         self.tickets.pending()
     }
 
-    /// Entry `index`, if the encoder still holds its payload.
     #[inline]
-    pub(super) fn fresh(&self, index: u64) -> Option<Header> {
-        self.fresh
-            .filter(|header| header.index == index && self.encoder.payload(header).is_some())
-    }
-
     pub(super) fn follower(&mut self, id: ReplicaId) -> Option<&mut Follower> {
         self.followers.get_mut(self.slots[id.index()])
     }
@@ -389,24 +378,23 @@ impl Lead {
     /// The highest index that `quorum` logs hold, the own one included, whatever its epoch.
     #[inline]
     fn agreed(&self, quorum: usize, learners: bool) -> u64 {
-        let mut matched = [0; MAX_REPLICAS];
-        let mut n = 0;
+        let others = quorum - 1;
+        if others == 0 {
+            return self.end.index;
+        }
+        // The highest so many, in descending order.
+        let mut highest = [0; MAX_REPLICAS / 2];
         for follower in &self.followers {
             if follower.stage == Stage::Confirmed && (follower.voter || learners) {
-                matched[n] = follower.matched;
-                n += 1;
+                let mut matched = follower.matched;
+                for place in &mut highest[..others] {
+                    if matched > *place {
+                        std::mem::swap(&mut matched, place);
+                    }
+                }
             }
         }
-        let others = quorum - 1;
-        match others {
-            0 => self.end.index,
-            _ if n < others => 0,
-            1 => matched[..n].iter().copied().max().unwrap_or(0),
-            _ => {
-                matched[..n].sort_unstable_by(|a, b| b.cmp(a));
-                matched[others - 1]
-            }
-        }
+        highest[others - 1]
     }
 
     /// The lowest position that somebody who is being written, or the own application, may still need.
@@ -427,7 +415,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.zoo.has(Bug::HalfQuorum) {
             return self.settings.members.len().div_ceil(2);
         }
-        self.settings.members.quorum()
+        self.quorum
     }
 
     /// One turn of a leader or candidate.
@@ -612,16 +600,25 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let at = lead.end.at;
         let (header, bytes) = lead.encoder.finish(header, self.checksum);
         log.write(at, bytes);
+        shared.own_log_written();
         lead.end = lead.end.after(&header);
         lead.appended_ns = now_ns;
         let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
-        let last = inline.then_some((at, bytes));
-        for follower in lead
-            .followers
-            .iter_mut()
-            .filter(|f| f.stage == Stage::Confirmed)
-        {
-            let posted = follower.pump(lane, log, lead.end, last, now_ns);
+        let place = (log.offset(at), index);
+        for follower in &mut lead.followers {
+            if follower.stage != Stage::Confirmed {
+                continue;
+            }
+            let posted = if inline && follower.sent == at {
+                let posted = lane.write_inline(follower.id, follower.target, place, bytes);
+                if posted.is_ok() {
+                    follower.sent = lead.end.at;
+                    follower.posted(now_ns);
+                }
+                posted
+            } else {
+                follower.pump(lane, log, lead.end, now_ns)
+            };
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
@@ -631,15 +628,22 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Looks at completions, and sends on what did not fit before.
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let n = self.lane.poll();
-        for place in 0..n {
-            if let Some(done) = self.lane.done(place)
-                && self.completed(done, now_ns, each).is_break()
-            {
-                return true;
+        let mut any = false;
+        // First as many as a majority may need, so that nobody waits for the others.
+        for limit in [(self.quorum() - 1).max(1), POLLED] {
+            let n = self.lane.poll(limit);
+            any |= n != 0;
+            for place in 0..n {
+                if let Some(done) = self.lane.done(place)
+                    && self.completed(done, now_ns, each).is_break()
+                {
+                    return true;
+                }
             }
-            // A majority may not need the completions that came with this one.
-            if place + 1 < n && self.lead.phase == Phase::Leading {
+            if n < limit {
+                break;
+            }
+            if self.lead.phase == Phase::Leading {
                 self.decide(each);
             }
         }
@@ -654,14 +658,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         } = self;
         for follower in lead.followers.iter_mut() {
             if follower.stage == Stage::Confirmed && follower.sent < lead.end.at {
-                let posted = follower.pump(lane, log, lead.end, None, now_ns);
+                let posted = follower.pump(lane, log, lead.end, now_ns);
                 note(follower, posted, counters, shared, *zoo);
             }
         }
         if self.zoo.has(Bug::AbortOnFullQueue) && self.lead.followers.iter().any(|f| f.overflowed) {
             self.resign(each);
         }
-        n != 0
+        any
     }
 
     /// One completion. Breaks if the leadership ended over it.

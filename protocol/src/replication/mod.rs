@@ -244,6 +244,8 @@ pub struct Replication<C: Context, S: StateMachine, Z: Zoo = Sound> {
     /// Entries get a checksum.
     checksum: bool,
     max_entry: usize,
+    /// A majority of the members.
+    quorum: usize,
     standing: Standing,
     stopped: Option<Stopped>,
     /// The commit index: everything up to it is decided.
@@ -309,6 +311,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             wall_offset_ns: parts.wall_offset_ns,
             checksum,
             max_entry,
+            quorum: settings.members.quorum(),
             standing: Standing::default(),
             stopped: None,
             commit: 0,
@@ -472,6 +475,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Whether entries that are known to be decided wait to be applied.
+    #[inline]
     pub fn is_behind(&self) -> bool {
         self.machine.applied().index < self.commit
     }

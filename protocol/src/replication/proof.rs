@@ -78,8 +78,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let round = proof.round;
             self.post_proof(round, now_ns);
         }
-        let proven = self.lead.proof.by.len() + 1 >= self.quorum()
-            && self.shared.still_promised(self.lead.epoch());
+        let proven = self.lead.proof.by.len() + 1 >= self.quorum() && {
+            self.shared.own_log_written();
+            self.shared.still_promised(self.lead.epoch())
+        };
         if !(proven || self.zoo.has(Bug::ReadWithoutProof)) {
             return !under_way;
         }
