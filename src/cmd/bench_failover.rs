@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{Status, misuse, print, print_json, row, table};
 use crate::bench::backend::Name;
+use crate::bench::failover::steps::{CASES, Victim};
 use crate::bench::failover::{self, Fault, Found, Plan};
 use crate::bench::host::Host;
 use crate::bench::stats::{Percentiles, fresh_seed};
@@ -24,9 +25,12 @@ pub(crate) struct Args {
     /// What happens to the leader
     #[arg(long, value_enum, default_value = "kill")]
     fault: Fault,
-    /// Leaders lost
-    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    rounds: u64,
+    /// With kill and stop: not at any moment, but at each of the named steps of this replica in turn
+    #[arg(long, value_enum, value_name = "WHO")]
+    steps: Option<Victim>,
+    /// Leaders lost [default: 50, or as many as there are steps]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    rounds: Option<u64>,
     /// Seconds without a fault before the rounds, idle, and as many under load; nobody may take over then
     #[arg(long, value_name = "SECONDS", default_value = "3")]
     quiet_s: f64,
@@ -68,6 +72,12 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     if !(0.0..=86_400.0).contains(&args.quiet_s) {
         return Err(misuse("--quiet-s: expected 0 to 86400 seconds"));
     }
+    if args.steps.is_some() && !matches!(args.fault, Fault::Kill | Fault::Stop) {
+        return Err(misuse("--steps: expected --fault kill or --fault stop"));
+    }
+    let cases = |victim| CASES.iter().filter(|case| case.victim == victim).count();
+    let default = args.steps.map_or(50, |victim| cases(victim) as u64);
+    let rounds = args.rounds.unwrap_or(default);
     let seed = match args.seed {
         Some(seed) => seed,
         None => fresh_seed()?,
@@ -75,7 +85,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let plan = Plan {
         replicas: args.replicas,
         fault: args.fault,
-        rounds: args.rounds,
+        at: args.steps,
+        rounds,
         quiet: Duration::from_secs_f64(args.quiet_s),
         load: load::Plan {
             clients: args.clients,
@@ -85,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         },
         settings: args.set.iter().map(|line| format!("{line}\n")).collect(),
     };
-    let bar = ProgressBar::new(args.rounds);
+    let bar = ProgressBar::new(rounds);
     let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message("leaders lost");
@@ -101,17 +112,17 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
             backend: "shm",
             replicas: args.replicas,
             fault: args.fault.to_string(),
-            rounds: args.rounds,
+            rounds,
             found: &found,
             host: Host::new(&[]),
         })?;
     } else {
-        print(&text(args, &found))?;
+        print(&text(args, rounds, &found))?;
     }
     Ok(status)
 }
 
-fn text(args: &Args, found: &Found) -> String {
+fn text(args: &Args, rounds: u64, found: &Found) -> String {
     let us = |ns: u64| format!("{:.0}", ns as f64 / 1000.0);
     let line = |name: &str, p: &Percentiles| {
         let figures = [p.p50, p.p90, p.p99, p.max].map(us);
@@ -129,7 +140,7 @@ fn text(args: &Args, found: &Found) -> String {
         "{} replica processes over shared memory, fault {}, {} rounds\n\n{}\n",
         args.replicas,
         args.fault,
-        args.rounds,
+        rounds,
         table(&rows, 1)
     );
     text += &format!(
@@ -147,6 +158,15 @@ fn text(args: &Args, found: &Found) -> String {
         found.quiet_s,
         found.rejoin.p50 / 1_000_000,
     );
+    if found.rejoin.count > 0 && !matches!(args.fault, Fault::Kill | Fault::Handover) {
+        text += &format!(
+            "requests that a leader without its office answered when it woke up: {}\n",
+            found.woken_answers
+        );
+    }
+    for (step, rounds) in &found.steps {
+        text += &format!("{step}: {rounds}\n");
+    }
     text += &format!("seed {}\n", found.seed);
     text
 }

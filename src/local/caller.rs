@@ -159,11 +159,6 @@ impl Caller {
         Ok(caller)
     }
 
-    /// The replica that answered last.
-    pub(crate) fn replica(&self) -> u8 {
-        self.at as u8
-    }
-
     /// Connects again where there is no connection. Not to be done in a hurry.
     pub(crate) fn reconnect(&mut self) {
         for line in &mut self.lines {

@@ -50,8 +50,6 @@ struct Shared {
     /// When the first such answer came, and whose it was.
     regained_ns: AtomicU64,
     acked: AtomicU64,
-    /// Who answered last, plus one.
-    leader: AtomicU64,
 }
 
 /// The running threads. They end when it is dropped.
@@ -70,7 +68,6 @@ impl Load {
             lost_ns: AtomicU64::new(0),
             regained_ns: AtomicU64::new(0),
             acked: AtomicU64::new(0),
-            leader: AtomicU64::new(0),
         });
         let mut load = Self {
             shared,

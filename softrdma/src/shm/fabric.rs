@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool as StdBool;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Options;
 use super::raw::{self, Received};
+use super::raw_life::lifeline;
 use super::raw_uffd::Uffd;
 use super::segment::{self, Writers};
 use super::wire::Message;
@@ -35,6 +36,8 @@ use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, Mark, writer_row};
 const MAX_GREETING: usize = 64;
 /// Pure spinning before a revocation gives its core away: a chunk takes well under a microsecond.
 const SPIN: Duration = Duration::from_micros(5);
+/// How long the memory of a peer that closed its connection is kept mapped, unless its process ends before.
+const LINGER: Duration = Duration::from_millis(50);
 
 pub(super) fn open(options: &Options) -> Result<Node, Error> {
     if options.placement == Placement::Late {
@@ -158,9 +161,14 @@ struct Outbound {
     view: Arc<View>,
     socket: OwnedFd,
     pidfd: OwnedFd,
+    /// Ends when its process begins to die, which is earlier.
+    life: Option<OwnedFd>,
     uffd: Option<Uffd>,
     /// Held while messages are taken in.
     input: Mutex<()>,
+    /// Since when its process has been dying, or its end of the connection closed. Nothing is requested of it any more;
+    /// its memory is given back when it is dead, or after a while.
+    ending: Mutex<Option<Instant>>,
 }
 
 impl Fabric for Shm {
@@ -351,7 +359,7 @@ impl Shm {
         )
         .map_err(failed("send"))?;
 
-        let (lane_id, memories, ctl, lane) = match next(&socket, target)? {
+        let (lane_id, memories, ctl, lane, life) = match next(&socket, target)? {
             Received {
                 message:
                     Message::Welcome {
@@ -359,11 +367,12 @@ impl Shm {
                         lane,
                         memories,
                     },
-                mut fds,
-            } if node == target && fds.len() == 2 => {
-                let lane_file = fds.pop().expect("two files");
-                let ctl_file = fds.pop().expect("two files");
-                (lane, memories, ctl_file, lane_file)
+                fds,
+            } if node == target && fds.len() >= 2 => {
+                let mut fds = fds.into_iter();
+                let ctl_file = fds.next().expect("two files");
+                let lane_file = fds.next().expect("two files");
+                (lane, memories, ctl_file, lane_file, fds.next())
             }
             Received {
                 message: Message::Refused { layout },
@@ -412,8 +421,10 @@ impl Shm {
             view,
             socket,
             pidfd,
+            life,
             uffd,
             input: Mutex::default(),
+            ending: Mutex::default(),
         };
         if let Some(uffd) = &outbound.uffd {
             raw::send(outbound.socket.as_fd(), Message::Fence, &[uffd.as_fd()])
@@ -495,12 +506,9 @@ impl Shm {
             lane: lane.id,
             memories: memories.clone().count() as u64,
         };
-        raw::send(
-            socket.as_fd(),
-            welcome,
-            &[self.ctl_file.as_fd(), lane_file.as_fd()],
-        )
-        .ok()?;
+        let mut fds = vec![self.ctl_file.as_fd(), lane_file.as_fd()];
+        fds.extend(lifeline().map(AsFd::as_fd));
+        raw::send(socket.as_fd(), welcome, &fds).ok()?;
         let inbound = Arc::new(Inbound {
             socket,
             pid,
@@ -530,9 +538,15 @@ impl Shm {
                 }
             }
             for peer in &outbound {
-                fds.extend([peer.socket.as_fd(), peer.pidfd.as_fd()]);
+                fds.push(peer.pidfd.as_fd());
+                // Of one that is dying only the end is of interest.
+                if !peer.is_ending() {
+                    fds.push(peer.socket.as_fd());
+                    fds.extend(peer.life.as_ref().map(AsFd::as_fd));
+                }
             }
-            wait_for_any(&fds);
+            let lingers = outbound.iter().any(|peer| peer.is_ending());
+            wait_for_any(&fds, lingers.then_some(LINGER));
             // A clear of the eventfd that fails found it clear.
             let _ = self.wake.read();
             self.accept();
@@ -654,13 +668,14 @@ fn next(socket: &OwnedFd, target: u64) -> Result<Received, Error> {
     }
 }
 
-fn wait_for_any(fds: &[BorrowedFd<'_>]) {
+fn wait_for_any(fds: &[BorrowedFd<'_>], most: Option<Duration>) {
     let mut fds: Vec<PollFd<'_>> = fds
         .iter()
         .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
         .collect();
     // An interruption or a failure only makes the watcher look at everybody once more.
-    let _ = poll(&mut fds, PollTimeout::NONE);
+    let most = most.and_then(|most| PollTimeout::try_from(most).ok());
+    let _ = poll(&mut fds, most.unwrap_or(PollTimeout::NONE));
 }
 
 impl Inbound {
@@ -798,18 +813,37 @@ impl Outbound {
                         self.let_go();
                     }
                 }
-                _ => self.let_go(),
+                Ok(None) | Err(_) => self.end(),
+                Ok(Some(_)) => self.let_go(),
             }
         }
     }
 
-    /// Whether the target is there.
+    /// Whether there is anything left to do with it.
     fn is_alive(&self) -> bool {
         self.drain();
-        if raw::has_ended(&self.pidfd) && !self.view.gone.load(Ordering::Acquire) {
-            self.let_go();
+        if self.life.as_ref().is_some_and(raw::has_ended) {
+            self.end();
         }
-        !self.view.gone.load(Ordering::Acquire)
+        let ending = *lock(&self.ending);
+        let over = ending.is_some_and(|since| since.elapsed() >= LINGER);
+        if over || raw::has_ended(&self.pidfd) {
+            self.let_go();
+            return false;
+        }
+        ending.is_some() || !self.view.gone.load(Ordering::Acquire)
+    }
+
+    /// All requests fail from now on. Giving the memory back takes milliseconds of a processor, which those need that
+    /// have to replace the target, so it waits.
+    fn end(&self) {
+        self.view.gone.store(true, Ordering::SeqCst);
+        lock(&self.ending).get_or_insert_with(Instant::now);
+    }
+
+    /// Its end is seen, but not over.
+    fn is_ending(&self) -> bool {
+        lock(&self.ending).is_some()
     }
 
     /// Ends the view. The flag comes first, then a barrier in every thread of the process, then the exchange: a store

@@ -1,8 +1,10 @@
 //! The replica's end: the strings that the measurement pulls.
 //!
 //! Every replica has a few words of the shared memory. Between two turns of its server, that is on the replication
-//! thread, it looks whether it is to hang or to hand the leadership over.
+//! thread, it looks whether it is to hang or to hand the leadership over. At every verb it looks whether that is the
+//! step at which it is to die or to stop.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use mu::kv::Server;
 use mu_verbs::Context;
 use mu_verbs::sync::{Ordering, Word};
 
+use super::steps::{Step, Trapped};
 use crate::bench::map_raw::{Kind, Words};
 use crate::cmd::Around;
 
@@ -23,6 +26,14 @@ const WORDS: usize = STRIDE * 16;
 const HANG: usize = 0;
 /// The replica (plus one) to hand over to.
 const HAND_OVER: usize = 1;
+/// The step at which it dies or stops, 0 for none; written last when armed.
+const STEP: usize = 2;
+/// How many times the step has still to come.
+const LEFT: usize = 3;
+/// Not 0 if it is to stop and not to die.
+const STOPS: usize = 4;
+/// When it came to the step.
+const SPRUNG: usize = 5;
 
 /// While it hangs it looks this often whether it is to go on.
 const HANGS: Duration = Duration::from_micros(100);
@@ -45,6 +56,26 @@ impl Strings {
         word(&self.0, id, HANG).store(hangs.into(), Ordering::SeqCst);
     }
 
+    /// Sets the trap of a replica.
+    pub(crate) fn arm(&self, id: u8, step: Step, stops: bool) {
+        let set = |which, value| word(&self.0, id, which).store(value, Ordering::SeqCst);
+        set(SPRUNG, 0);
+        set(LEFT, step.nth.into());
+        set(STOPS, stops.into());
+        set(STEP, step.to_word());
+    }
+
+    /// When the replica came to its step, if it has.
+    pub(crate) fn sprung(&self, id: u8) -> Option<u64> {
+        let at_ns = word(&self.0, id, SPRUNG).load(Ordering::SeqCst);
+        (at_ns != 0).then_some(at_ns)
+    }
+
+    /// Takes the trap away.
+    pub(crate) fn disarm(&self, id: u8) {
+        word(&self.0, id, STEP).store(0, Ordering::SeqCst);
+    }
+
     /// Makes a replica hand its leadership over.
     pub(crate) fn hand_over(&self, id: u8, to: u8) {
         word(&self.0, id, HAND_OVER).store(u64::from(to) + 1, Ordering::SeqCst);
@@ -56,7 +87,10 @@ fn word(words: &Words, id: u8, which: usize) -> &Word {
 }
 
 /// The replica's end of its strings.
-pub(crate) struct Marionette {
+pub(crate) struct Marionette(Arc<Trap>);
+
+/// The words of one replica, as it sees them.
+pub(crate) struct Trap {
     words: Words,
     id: u8,
 }
@@ -66,31 +100,50 @@ impl Marionette {
     pub(crate) fn inherited(words: i32, id: u8) -> Result<Self> {
         ReplicaId::new(id).context("--id")?;
         let words = Words::inherited(words, WORDS)?;
-        Ok(Self { words, id })
+        Ok(Self(Arc::new(Trap { words, id })))
     }
+}
 
+impl Trap {
     fn word(&self, which: usize) -> &Word {
         word(&self.words, self.id, which)
+    }
+
+    pub(super) fn step(&self) -> &Word {
+        self.word(STEP)
+    }
+
+    pub(super) fn left(&self) -> &Word {
+        self.word(LEFT)
+    }
+
+    pub(super) fn stops(&self) -> &Word {
+        self.word(STOPS)
+    }
+
+    pub(super) fn sprung(&self) -> &Word {
+        self.word(SPRUNG)
     }
 }
 
 impl Around for Marionette {
-    type Over<C: Context> = C;
+    type Over<C: Context> = Trapped<C>;
 
-    fn over<C: Context>(&self, ctx: C) -> C {
-        ctx
+    fn over<C: Context>(&self, ctx: C) -> Trapped<C> {
+        Trapped::new(ctx, Arc::clone(&self.0))
     }
 
     fn between<C: Context>(&mut self, server: &mut Server<C>) {
-        while self.word(HANG).load(Ordering::Relaxed) != 0 {
+        let trap = &self.0;
+        while trap.word(HANG).load(Ordering::Relaxed) != 0 {
             thread::sleep(HANGS);
         }
-        if self.word(HAND_OVER).load(Ordering::Relaxed) == 0 {
+        if trap.word(HAND_OVER).load(Ordering::Relaxed) == 0 {
             return;
         }
-        let to = self.word(HAND_OVER).swap(0, Ordering::AcqRel);
-        let to = u8::try_from(to - 1).ok().and_then(ReplicaId::new);
-        if let Err(error) = server.transfer(to) {
+        let to = trap.word(HAND_OVER).swap(0, Ordering::AcqRel);
+        let to = to.checked_sub(1).and_then(|to| u8::try_from(to).ok());
+        if let Err(error) = server.transfer(to.and_then(ReplicaId::new)) {
             tracing::warn!(%error, "not handed over");
         }
     }

@@ -1,0 +1,271 @@
+//! The rounds: taking a replica away, waiting for what follows, bringing it back.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use mu::host::{RoleEvent, Status, monotonic_ns};
+use nix::sys::signal::Signal;
+
+use super::replica::Strings;
+use super::steps::{CASES, Case, Victim};
+use super::woken::Probe;
+use super::{Fault, Found, Plan};
+use crate::bench::stats::{Random, Recorder};
+use crate::local::cluster::{Cluster, PATIENCE};
+use crate::local::judge::judge;
+use crate::local::load::{Load, Record};
+
+/// Between a takeover that is over and the next fault: at least so long, and up to twice.
+const CALM_MS: u64 = 40;
+/// Statuses are published this often; what happened before a moment is in one asked for so much later.
+const PUBLISHED: Duration = Duration::from_millis(60);
+/// Between two looks at words or counters.
+const LOOK: Duration = Duration::from_micros(500);
+
+pub(super) struct Bench<'a> {
+    plan: &'a Plan,
+    cluster: Cluster,
+    strings: Strings,
+    load: Load,
+    probe: Probe,
+    random: Random,
+    detect: Recorder,
+    switch: Recorder,
+    total: Recorder,
+    rejoin: Recorder,
+    steps: BTreeMap<String, u64>,
+    /// What the probe saw.
+    records: Vec<Record>,
+    woken_answers: u64,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        cluster: Cluster,
+        strings: Strings,
+        load: Load,
+    ) -> Result<Self> {
+        Ok(Self {
+            plan,
+            probe: Probe::new(&cluster.clients())?,
+            cluster,
+            strings,
+            load,
+            random: Random::new(plan.load.seed),
+            detect: Recorder::new()?,
+            switch: Recorder::new()?,
+            total: Recorder::new()?,
+            rejoin: Recorder::new()?,
+            steps: BTreeMap::new(),
+            records: Vec::new(),
+            woken_answers: 0,
+        })
+    }
+
+    /// Waits until so many more commands are acknowledged.
+    pub(super) fn wait_until_served(&self, commands: u64) -> Result<()> {
+        let before = self.load.acked();
+        let begin = Instant::now();
+        while self.load.acked() < before + commands {
+            if begin.elapsed() > PATIENCE {
+                bail!("no command is acknowledged any more");
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// How often the replicas that run have become leader, summed. A killed replica's count goes with it.
+    pub(super) fn led(&mut self) -> Result<u64> {
+        let mut led = 0;
+        for id in self.cluster.ids() {
+            led += counter(&self.cluster.status(id)?, "led")?;
+        }
+        Ok(led)
+    }
+
+    /// An idle and a loaded time in which nobody may take over. How many did.
+    pub(super) fn quiet(&mut self) -> Result<u64> {
+        let before = self.led()?;
+        for rests in [true, false] {
+            self.load.rest(rests);
+            thread::sleep(self.plan.quiet);
+        }
+        thread::sleep(PUBLISHED);
+        Ok(self.led()? - before)
+    }
+
+    /// Takes the leader away at any moment, waits for the next one, brings the old one back.
+    pub(super) fn round(&mut self) -> Result<()> {
+        let leader = self.calm()?;
+        let fault_ns = self.load.watch(leader);
+        match self.plan.fault {
+            Fault::Kill => self.cluster.signal(leader, Signal::SIGKILL)?,
+            Fault::Stop => self.cluster.signal(leader, Signal::SIGSTOP)?,
+            Fault::Hang => self.strings.hang(leader, true),
+            Fault::Handover => {
+                let to = (leader + 1) % self.plan.replicas;
+                self.strings.hand_over(leader, to);
+            }
+        }
+        let regained_ns = self.load.regained(PATIENCE)?;
+        self.total.record(regained_ns.saturating_sub(fault_ns));
+        self.bring_back(leader)?;
+        self.phases(leader, fault_ns)
+    }
+
+    /// Takes a replica away at the next step of this victim.
+    pub(super) fn round_at(&mut self, victim: Victim, round: u64) -> Result<()> {
+        let cases: Vec<&Case> = CASES.iter().filter(|case| case.victim == victim).collect();
+        let case = *cases[round as usize % cases.len()];
+        let name = case.step.name();
+        let stops = self.plan.fault == Fault::Stop;
+        let leader = self.calm()?;
+        let n = self.plan.replicas;
+        let (successor, other) = ((leader + 1) % n, (leader + 2) % n);
+        let id = match case.victim {
+            Victim::Leader => leader,
+            Victim::Successor => successor,
+            Victim::Follower => other,
+        };
+        self.load.watch(leader);
+        self.strings.arm(id, case.step, stops);
+        if case.handover {
+            self.strings.hand_over(leader, successor);
+        }
+        let sprung_ns = self.wait_until_sprung(id);
+        self.strings.disarm(id);
+        let sprung_ns = sprung_ns.with_context(|| format!("replica {id}, step {name}"))?;
+        if case.victim == Victim::Leader {
+            let regained_ns = self.load.regained(PATIENCE)?;
+            self.total.record(regained_ns.saturating_sub(sprung_ns));
+        }
+        // Whoever leads now, it serves without the one that is away.
+        let served = self.wait_until_served(50);
+        served.with_context(|| format!("replica {id} is away at step {name}"))?;
+        self.bring_back(id)?;
+        self.wait_until_served(50)?;
+        *self.steps.entry(format!("{victim:?} {name}")).or_default() += 1;
+        if case.victim == Victim::Leader {
+            self.phases(id, sprung_ns)?;
+        }
+        Ok(())
+    }
+
+    /// A moment's rest; then who leads.
+    fn calm(&mut self) -> Result<u8> {
+        let calm_ms = CALM_MS + self.random.below(CALM_MS);
+        thread::sleep(Duration::from_millis(calm_ms));
+        self.probe.reconnect();
+        self.cluster.wait_for_leader(None)
+    }
+
+    fn wait_until_sprung(&self, id: u8) -> Result<u64> {
+        let begin = Instant::now();
+        loop {
+            match self.strings.sprung(id) {
+                Some(at_ns) => return Ok(at_ns),
+                None if begin.elapsed() > PATIENCE / 4 => bail!("it did not come to that step"),
+                None => thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Brings a replica back that was taken away, and waits until it has its vote.
+    fn bring_back(&mut self, id: u8) -> Result<()> {
+        let since_ns = monotonic_ns();
+        match self.plan.fault {
+            Fault::Kill => {
+                self.cluster.reap(id)?;
+                self.cluster.start(id, false)?;
+            }
+            Fault::Stop | Fault::Hang => self.wake(id)?,
+            Fault::Handover => {}
+        }
+        self.cluster.wait_for(id, "a voter", |status| status.voter)?;
+        self.rejoin.record(monotonic_ns() - since_ns);
+        Ok(())
+    }
+
+    /// Lets a replica go on, with requests waiting for it that only a leader may answer.
+    fn wake(&mut self, id: u8) -> Result<()> {
+        let key = self.random.below(self.plan.load.keys);
+        let sent = self.probe.send(id, key);
+        match self.plan.fault {
+            Fault::Hang => self.strings.hang(id, false),
+            _ => self.cluster.signal(id, Signal::SIGCONT)?,
+        }
+        let (records, answers) = self.probe.hear(sent);
+        self.records.extend(records);
+        // One that leads again may answer; the judge looks at what it said in any case.
+        let leads = self.cluster.wait_for_leader(None)? == id;
+        self.woken_answers += if leads { 0 } else { answers };
+        Ok(())
+    }
+
+    /// What the replicas say of the takeover after `fault_ns`.
+    fn phases(&mut self, away: u8, fault_ns: u64) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            thread::sleep(PUBLISHED);
+            let mut events: Vec<RoleEvent> = Vec::new();
+            for id in self.cluster.ids().filter(|id| *id != away) {
+                events.extend(self.cluster.status(id)?.events);
+            }
+            let first = |role: &str| {
+                let at = events.iter().filter(|event| event.role == role);
+                let at = at.map(|event| event.at_ns);
+                at.filter(|at_ns| *at_ns > fault_ns).min()
+            };
+            if let Some((stood, led)) = first("stands").zip(first("leader")) {
+                self.detect.record(stood - fault_ns);
+                self.switch.record(led - fault_ns);
+                return Ok(());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("no replica says that it stood and led after {fault_ns} ns: {events:?}");
+            }
+        }
+    }
+
+    /// Ends the load and judges it.
+    pub(super) fn found(mut self, false_failovers: u64, led_before: u64) -> Result<Found> {
+        let extra_failovers = match (self.plan.fault, self.plan.at) {
+            // The counts of killed replicas are gone, and a step may cost more than one leader.
+            (Fault::Kill, _) | (_, Some(_)) => None,
+            _ => Some((self.led()? - led_before).saturating_sub(self.plan.rounds)),
+        };
+        let mut records = self.load.end()?;
+        records.extend(self.records);
+        let judged = judge(&self.cluster.clients(), &records)?;
+        Ok(Found {
+            detect: self.detect.percentiles(),
+            switch: self.switch.percentiles(),
+            total: self.total.percentiles(),
+            acked: judged.acked,
+            unknown: judged.unknown,
+            lost: judged.lost,
+            stale_reads: judged.stale_reads,
+            false_failovers,
+            quiet_s: self.plan.quiet.as_secs_f64(),
+            extra_failovers,
+            linearizable: judged.linearizable,
+            why: judged.why,
+            rejoin: self.rejoin.percentiles(),
+            woken_answers: self.woken_answers,
+            steps: self.steps,
+            operations: judged.operations,
+            seed: self.plan.load.seed,
+        })
+    }
+}
+
+fn counter(status: &Status, name: &str) -> Result<u64> {
+    let found = status.counters.iter().find(|(known, _)| known == name);
+    found
+        .map(|(_, count)| *count)
+        .with_context(|| format!("a status without the counter {name}"))
+}
