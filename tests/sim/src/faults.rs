@@ -108,6 +108,14 @@ impl Fault {
         Self::ClockStop,
     ];
 
+    /// Those that a run of a group has to show sooner or later. The others are shown by the tests of the device: the
+    /// protocol makes its completion queues large enough, a process that is killed takes its memory with it, and a
+    /// registration that cannot be ended is beyond what a replica has to survive.
+    pub fn in_groups() -> impl Iterator<Item = Self> {
+        let others = [Self::CqOverrun, Self::MemoryLost, Self::DeregisterFails];
+        Self::ALL.into_iter().filter(move |fault| !others.contains(fault))
+    }
+
     /// Its name in reports.
     pub const fn name(self) -> &'static str {
         match self {
@@ -163,7 +171,7 @@ impl Coverage {
 
     /// Adds to a map by name.
     pub fn add_to(&self, map: &mut BTreeMap<&'static str, u64>) {
-        for fault in Fault::ALL {
+        for fault in Fault::in_groups() {
             *map.entry(fault.name()).or_default() += self.of(fault);
         }
     }

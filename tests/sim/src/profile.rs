@@ -45,6 +45,8 @@ pub struct Profile {
     pub reset_keeps_completions: bool,
     /// Inline payload.
     pub max_inline_data: u32,
+    /// Requests that a queue pair holds.
+    pub max_qp_wr: u32,
     /// The usual time of one way; each message takes between this and twice this.
     pub latency_ns: u64,
     /// Messages that take much longer.
@@ -67,6 +69,7 @@ impl Profile {
         rereg_mr: true,
         reset_keeps_completions: false,
         max_inline_data: 256,
+        max_qp_wr: MAX_WR,
         latency_ns: 600,
         tail: 0,
         tail_max_ns: 0,
@@ -103,6 +106,7 @@ impl Profile {
             rereg_mr: !rng.one_in(4),
             reset_keeps_completions: rng.one_in(3),
             max_inline_data: *rng.pick(&[16, 64, 220, 256, 1024]),
+            max_qp_wr: *rng.pick(&[16, 64, MAX_WR]),
             latency_ns: *rng.pick(&[300, 600, 1_500, 5_000]),
             tail: *rng.pick(&[0, 1_000, 10_000, 50_000]),
             tail_max_ns: *rng.pick(&[20_000, 200_000, 2_000_000]),
@@ -120,7 +124,7 @@ impl Profile {
             device: "sim".into(),
             driver: "mu-sim".into(),
             max_inline_data: self.max_inline_data,
-            max_qp_wr: MAX_WR,
+            max_qp_wr: self.max_qp_wr,
             max_sge: MAX_SGE as u32,
             max_recv_sge: 1,
             max_cqe: MAX_CQE,

@@ -418,7 +418,12 @@ impl Group {
                 self.world.freeze(&process.ctx);
                 process.dying.set(true);
             }
-            Some(pause_ns) => self.run_until(self.world.now_ns() + pause_ns),
+            Some(pause_ns) => {
+                self.run_until(self.world.now_ns() + pause_ns);
+                if self.is_deposed(slot, &process) {
+                    self.hit(Row::WokeDeposed);
+                }
+            }
         }
     }
 }

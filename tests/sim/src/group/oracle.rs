@@ -50,6 +50,8 @@ pub(crate) struct Oracle {
     /// Lives that have a vote: the founders, and who was admitted.
     voters: HashSet<(ReplicaId, u64)>,
     pub(crate) attempts: Vec<Attempt>,
+    /// Operations of which a try stands in a decided entry.
+    standing: HashSet<OpId>,
     /// Where each operation took effect first.
     effects: HashMap<u32, (u64, KvOutput)>,
     /// Replicas whose memory failed: an entry there may be damaged and still have been held.
@@ -213,19 +215,18 @@ impl Oracle {
         }
     }
 
-    /// Every try that stands in a decided entry, whether it was applied or found to be a retry.
-    pub(crate) fn stands(&mut self, index: u64, attempt: u32) {
+    /// Every try that stands in a decided entry, whether it is applied or found to be a retry: then this says so.
+    pub(crate) fn stands(&mut self, index: u64, attempt: u32) -> bool {
         let Some(known) = self.attempts.get_mut(attempt as usize) else {
-            return self.fail(format!(
-                "I2 validity: entry {index} holds try {attempt}, which nobody made"
-            ));
+            self.fail(format!("I2 validity: entry {index} holds try {attempt}, which nobody made"));
+            return false;
         };
         known.seen = true;
-        if known.told == Told::Never {
-            self.fail(format!(
-                "outcome: try {attempt} stands in entry {index}, and its client was told never"
-            ));
+        let (op, told) = (known.op, known.told);
+        if told == Told::Never {
+            self.fail(format!("outcome: try {attempt} stands in entry {index}, and its client was told never"));
         }
+        !self.standing.insert(op)
     }
 
     /// A client is told that a try is not in the log and never will be.

@@ -57,6 +57,8 @@ pub(crate) struct Process {
     pub(crate) applied: Cell<Point>,
     pub(crate) digest: Cell<u64>,
     pub(crate) stopped: Cell<Option<Stopped>>,
+    /// How often its ring was full.
+    pub(crate) ring_full: Cell<u64>,
     /// Up to where the oracles have looked at its log.
     pub(crate) cursor: Cell<Point>,
     pub(crate) min_proposal: Cell<u64>,
@@ -148,6 +150,7 @@ impl Group {
             applied: Cell::default(),
             digest: Cell::default(),
             stopped: Cell::default(),
+            ring_full: Cell::default(),
             cursor: Cell::default(),
             min_proposal: Cell::default(),
             misbehaves: Cell::default(),
@@ -349,7 +352,7 @@ impl Group {
     }
 
     /// Whether another replica leads in a higher epoch than this one, which still takes itself for the leader.
-    fn is_deposed(&self, slot: usize, process: &Process) -> bool {
+    pub(crate) fn is_deposed(&self, slot: usize, process: &Process) -> bool {
         let own = process.leads.get();
         let leads = |other: usize| self.process(other).and_then(|process| process.leads.get());
         own.is_some() && (0..self.slots.len()).any(|other| other != slot && leads(other) > own)
@@ -444,7 +447,7 @@ impl Group {
             }
         }
         if standing.role == Role::Recovering && before.role != Role::Recovering {
-            self.hit(Row::GaveVoteUp);
+            self.hit(Row::LeftBehind);
         }
         if standing.voter && !before.voter {
             self.hit(Row::Rejoined);

@@ -76,8 +76,8 @@ rows! {
     BoardLinkBroken = "board_link_broken",
     /// Two or more candidates or leaders at once.
     Rivals = "rivals",
-    /// A follower falls a whole ring behind.
-    Lapped = "lapped",
+    /// A replica is left behind and catches up by snapshot, its vote resting meanwhile.
+    LeftBehind = "left_behind",
     /// The ring is full.
     RingFull = "ring_full",
     /// The ring was written over from its start.
@@ -94,8 +94,6 @@ rows! {
     ClockWrong = "clock_wrong",
     /// A replica comes back with empty memory under its old id and is admitted.
     Rejoined = "rejoined",
-    /// A replica that lives gives its vote up and is admitted again.
-    GaveVoteUp = "gave_vote_up",
     /// A client tries again, and the command was decided before.
     RetryFoundReply = "retry_found_reply",
     /// A command ends as unknown.

@@ -72,6 +72,10 @@ impl Group {
         if rep.incarnation() != process.incarnation.get() {
             self.new_incarnation(slot, process, rep);
         }
+        let full = rep.counters().ring_full;
+        if process.ring_full.replace(full) < full {
+            self.hit(Row::RingFull);
+        }
         let applied = rep.applied();
         self.follow_log(slot, process, rep, applied);
         let fresh = std::mem::take(&mut rep.app_mut().fresh);
@@ -177,7 +181,11 @@ impl Group {
             for frame in Frames::new(&payload, header.count) {
                 let request = frame.ok().and_then(|frame| Request::decode(frame.bytes));
                 match request {
-                    Some(request) => oracle.stands(header.index, request.attempt),
+                    Some(request) => {
+                        if oracle.stands(header.index, request.attempt) {
+                            core.rows.hit(Row::RetryFoundReply);
+                        }
+                    }
                     None => oracle.fail(format!(
                         "I2 validity: entry {} holds bytes of no client",
                         header.index
