@@ -21,7 +21,7 @@ impl StateMachine for Counter {
     }
 }
 
-pub fn main() {
+pub(crate) fn main() {
     let patience = std::time::Duration::from_secs(10);
     let group = Group::start(3, Counter::default).expect("threads and memory");
     let reply = group.propose(1, 1, &[42], patience).expect("a majority");

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -17,7 +17,6 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 #[path = "../examples/first.rs"]
-#[expect(unreachable_pub, reason = "it is a program of its own too")]
 mod first;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,11 +28,13 @@ fn the_first_program_of_the_examples_runs() {
     first::main();
 }
 
-/// A cluster of this test: addresses that no other test and no other process of this host has, since the loopback network
-/// has room for one of each process id.
+/// A cluster of this test: addresses that no other test and no other process of this host has, since the loopback
+/// network has room for one of each process id.
 struct Cluster {
     dir: tempfile::TempDir,
     members: Vec<(u8, SocketAddr)>,
+    /// Of replica 1.
+    control: SocketAddr,
     processes: Vec<Option<Process>>,
 }
 
@@ -78,6 +79,7 @@ impl Cluster {
         Self {
             dir,
             members: (0..3).map(|id| (id, port(id, true))).collect(),
+            control: port(1, false),
             processes: vec![None, None, None],
         }
     }
@@ -157,6 +159,36 @@ impl Cluster {
         command.output().expect("the command runs")
     }
 
+    /// Asks until the whole of it is as it should be; one question may come at a moment of change or of little time.
+    fn wait_for_text(&self, args: &[&str], code: i32, what: &str, holds: impl Fn(&str) -> bool) {
+        let begin = Instant::now();
+        loop {
+            let out = self.mu_status(args);
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            if out.status.code() == Some(code) && holds(&text) {
+                return;
+            }
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{what}: {:?}\n{text}",
+                out.status
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A replica that says that it leads.
+    fn leader(&self) -> u8 {
+        let begin = Instant::now();
+        loop {
+            let leads = |id: &u8| self.status_of(*id)["status"]["role"] == "leader";
+            if let Some(id) = (0..3).find(leads) {
+                return id;
+            }
+            assert!(begin.elapsed() < PATIENCE, "nobody leads");
+        }
+    }
+
     fn wait_for(&self, id: u8, what: &str, holds: impl Fn(&Value) -> bool) {
         let begin = Instant::now();
         loop {
@@ -184,10 +216,11 @@ fn a_killed_leader_is_replaced_comes_back_and_counts_again() {
     };
     client.put(b"k", b"v").expect("decided");
     add(&mut client, 50);
-    let leader = client.replica();
-    cluster.wait_for(leader, "it leads", |s| {
-        s["role"] == "leader" && s["voter"] == true
-    });
+    // One that was late found a group and recovers from it: before it has a vote, no member may be lost.
+    for id in 0..3 {
+        cluster.wait_for(id, "it is a voter", |s| s["voter"] == true);
+    }
+    let leader = cluster.leader();
 
     let begin = Instant::now();
     cluster.kill(leader);
@@ -196,23 +229,18 @@ fn a_killed_leader_is_replaced_comes_back_and_counts_again() {
     add(&mut client, 50);
     assert_ne!(client.replica(), leader);
     assert_eq!(client.get(b"k").expect("read").as_deref(), Some(&b"v"[..]));
-    let out = cluster.mu_status(&["--json"]);
-    assert_eq!(out.status.code(), Some(1), "one does not answer");
+    cluster.wait_for_text(&[], 1, "one does not answer", |text| {
+        text.contains("no answer") && text.contains(&format!("replica {leader}: "))
+    });
 
     cluster.start(leader, false);
     cluster.wait_for(leader, "it is a voter again", |s| s["voter"] == true);
-    let out = cluster.mu_status(&[]);
-    assert_eq!(out.status.code(), Some(0), "all answer");
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert_eq!(text.matches(" yes ").count(), 3, "three voters\n{text}");
-    assert_eq!(
-        text.matches(" leader ").count(),
-        2,
-        "the head and one that leads\n{text}"
-    );
+    cluster.wait_for_text(&[], 0, "three voters, and one of them leads", |text| {
+        text.matches(" yes ").count() == 3 && text.matches(" leader ").count() == 2
+    });
 
     // Without the one that came back there would be no majority now.
-    cluster.kill(client.replica());
+    cluster.kill(cluster.leader());
     add(&mut client, 50);
     assert_eq!(client.get(b"k").expect("read").as_deref(), Some(&b"v"[..]));
 
@@ -222,9 +250,10 @@ fn a_killed_leader_is_replaced_comes_back_and_counts_again() {
     cluster.start(gone, true);
     assert_eq!(cluster.process(gone).ready["form"], false);
     cluster.wait_for(gone, "it is a voter again", |s| s["voter"] == true);
-    let out = cluster.mu_status(&["--prometheus", "--id", &gone.to_string()]);
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(text.contains("mu_voter{cluster=\"test-1\","), "{text}");
+    let id = gone.to_string();
+    cluster.wait_for_text(&["--prometheus", "--id", &id], 0, "its figures", |text| {
+        text.contains(&format!("mu_voter{{cluster=\"test-1\",id=\"{id}\"}} 1"))
+    });
 
     for id in 0..3 {
         let process = cluster.process(id);
@@ -258,15 +287,14 @@ fn a_group_that_lost_its_memory_stays_down_and_says_so() {
         }
     }
     for id in 0..3 {
-        let status = &cluster.status_of(id)["status"];
-        assert_eq!(
-            (&status["role"], &status["voter"]),
-            (&"recovering".into(), &false.into())
-        );
+        cluster.wait_for(id, "it recovers, without a vote", |s| {
+            s["role"] == "recovering" && s["voter"] == false
+        });
     }
     let options = ClientOptions {
-        patience: Duration::from_secs(1),
-        attempt: Duration::from_millis(200),
+        patience: Duration::from_millis(500),
+        // Long enough that a busy machine makes no silence of it, which would be unknown.
+        attempt: PATIENCE,
     };
     let mut client = Client::new(cluster.members.clone(), options).expect("a client");
     let outcome = client.put(b"k", b"v");
@@ -274,6 +302,23 @@ fn a_group_that_lost_its_memory_stays_down_and_says_so() {
         matches!(outcome, Err(ClientError::Unavailable { .. })),
         "{outcome:?}"
     );
+}
+
+#[test]
+fn nothing_is_founded_beside_a_peer_that_does_not_say_what_it_knows() {
+    let cluster = Cluster::new(4);
+    let silent = TcpListener::bind(cluster.control).expect("its address");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mu"));
+    command.args(["serve", "--form", "--id", "0", "--config"]);
+    let out = command.arg(cluster.config()).output().expect("it ends");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("replica 1 is there and does not say"),
+        "{text}"
+    );
+    assert!(out.stdout.is_empty(), "it never got ready");
+    drop(silent);
 }
 
 #[test]

@@ -4,8 +4,9 @@
 //!
 //! An entry is written in ascending order of its words, each with Release, by the leader itself or by the device that
 //! carries its bytes. A reader loads the header's words and then the tail with Acquire: where the device places a whole
-//! message in order, a tail that fits means that everything before it is there. Elsewhere the payload's checksum decides.
-//! The header check and the tail depend on index and epoch, so bytes of an earlier lap or of another leader do not fit.
+//! message in order, a tail that fits means that everything before it is there. Elsewhere the payload's checksum
+//! decides. The header check and the tail depend on index and epoch, so bytes of an earlier lap or of another leader do
+//! not fit.
 
 use mu_verbs::WORD;
 

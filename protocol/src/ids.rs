@@ -96,8 +96,8 @@ impl FromIterator<ReplicaId> for Members {
     }
 }
 
-/// A leadership attempt, the paper's proposal number: unique to one replica, ordered, never used twice. The low four bits
-/// are the owner, the rest counts. It is at once the number of a permission request, the promise of a replica that
+/// A leadership attempt, the paper's proposal number: unique to one replica, ordered, never used twice. The low four
+/// bits are the owner, the rest counts. It is at once the number of a permission request, the promise of a replica that
 /// granted it, and the mark of the entries its leader creates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);

@@ -1,8 +1,9 @@
-//! Where things lie in memory that peers read or write. Everything is 64-bit words; `layout_hash` in the facade covers it.
+//! Where things lie in memory that peers read or write. Everything is 64-bit words; `layout_hash` in the facade covers
+//! it.
 //!
-//! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it.
-//! The *board* memory: the public line, which every peer reads, then one mailbox row per replica, which that peer writes.
-//! The *outbox* is private: row i is what this replica wants to stand in its row of replica i's board.
+//! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it. The *board* memory:
+//! the public line, which every peer reads, then one mailbox row per replica, which that peer writes. The *outbox* is
+//! private: row i is what this replica wants to stand in its row of replica i's board.
 
 use mu_verbs::WORD;
 
@@ -43,11 +44,12 @@ pub mod public {
     pub const COMMIT: usize = 8;
     /// Position of the oldest byte that its ring still holds. Replication engine.
     pub const HORIZON: usize = 9;
-    /// Index and digest of the applied state, twice (the last two digest points). Replication engine. The digest word
-    /// is stored XOR the mixed index, so that words of different points do not fit.
+    /// The last two digest points: index, digest of the state there, and a check of both. Replication engine.
     pub const DIGEST: usize = 10;
+    /// Words of one digest point.
+    pub const DIGEST_WORDS: usize = 3;
     /// First of the words that are free.
-    pub const FREE: usize = 14;
+    pub const FREE: usize = 16;
 }
 
 /// Words of one mailbox row.
@@ -57,7 +59,7 @@ pub mod row {
     /// Epoch of the peer, a leader that asks this replica to take over from it; 0 if not. Its background engine.
     pub const HANDOVER: usize = 1;
     /// The peer's [`Ack`](super::Ack) to this replica's request. Its background engine.
-    pub const ACK: usize = 8;
+    pub const ACK: usize = 4;
     /// Number of a request of the peer for a snapshot; 0 if none. Its replication engine.
     pub const SNAPSHOT_REQUEST: usize = 16;
     /// The peer's [`SnapshotAnswer`](super::SnapshotAnswer). Its replication engine.
@@ -154,6 +156,8 @@ impl Standing {
 pub struct Ack {
     /// The request's epoch.
     pub epoch: Epoch,
+    /// The granter's life. A grant of an earlier life counts for nothing.
+    pub incarnation: u64,
     /// The granter's promise: `epoch` if granted, else what stands in the way.
     pub promised: Epoch,
     /// Whether the right is granted.
@@ -174,11 +178,11 @@ pub struct Ack {
 
 impl Ack {
     /// Words of the encoded form.
-    pub const WORDS: usize = 8;
+    pub const WORDS: usize = 9;
 
     /// The encoded form, its last word a check.
     pub fn to_words(&self) -> [u64; Self::WORDS] {
-        let words = [
+        let [a, b, c, d, e, f, g, h] = [
             self.epoch.0,
             self.promised.0,
             u64::from(self.granted) | u64::from(self.voter) << 1 | u64::from(self.generation) << 32,
@@ -186,14 +190,36 @@ impl Ack {
             self.rkey.into(),
             self.applied,
             self.applied_at,
+            self.incarnation,
         ];
-        sealed(words)
+        [a, b, c, d, e, f, g, h, mix([a, b, c, d, e, f, g, h])]
     }
 
     /// Decodes; `None` for a torn, stale or empty record.
     pub fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
-        let [epoch, promised, flags, addr, rkey, applied, applied_at] = opened(words)?;
-        (epoch != 0).then_some(Self {
+        let [
+            epoch,
+            promised,
+            flags,
+            addr,
+            rkey,
+            applied,
+            applied_at,
+            incarnation,
+            check,
+        ] = words;
+        let sealed = [
+            epoch,
+            promised,
+            flags,
+            addr,
+            rkey,
+            applied,
+            applied_at,
+            incarnation,
+        ];
+        (epoch != 0 && mix(sealed) == check).then_some(Self {
+            incarnation,
             epoch: Epoch(epoch),
             promised: Epoch(promised),
             granted: flags & 1 == 1,
@@ -286,6 +312,7 @@ mod tests {
     #[test]
     fn records_round_trip_and_a_torn_one_is_refused() {
         let ack = Ack {
+            incarnation: 11,
             epoch: Epoch(0x21),
             promised: Epoch(0x21),
             granted: true,
@@ -298,6 +325,7 @@ mod tests {
         };
         assert_eq!(Ack::from_words(ack.to_words()), Some(ack));
         let other = Ack {
+            incarnation: 12,
             epoch: Epoch(0x31),
             granted: false,
             ..ack
@@ -307,7 +335,7 @@ mod tests {
             words[..torn].copy_from_slice(&other.to_words()[..torn]);
             assert_eq!(Ack::from_words(words), None, "torn after word {torn}");
         }
-        assert_eq!(Ack::from_words([0; 8]), None);
+        assert_eq!(Ack::from_words([0; Ack::WORDS]), None);
         let answer = SnapshotAnswer {
             request: 3,
             len: 1 << 20,

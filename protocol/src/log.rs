@@ -1,7 +1,7 @@
 //! The log of one replica: a header and a ring of bytes in memory that the leader's device writes.
 //!
-//! A position counts bytes from the beginning of the log; position mod ring is its place. Reading an entry is copying it
-//! once into private memory and checking the copy.
+//! A position counts bytes from the beginning of the log; position mod ring is its place. Reading an entry is copying
+//! it once into private memory and checking the copy.
 
 use std::ops::Range;
 

@@ -24,8 +24,8 @@ pub struct Command<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A replicated application. It must be deterministic: what it does may depend on its state and the command only, not on
-/// clocks, random numbers or addresses. All replicas apply the same commands in the same order, the leader too.
+/// A replicated application. It must be deterministic: what it does may depend on its state and the command only, not
+/// on clocks, random numbers or addresses. All replicas apply the same commands in the same order, the leader too.
 pub trait StateMachine: Send + 'static {
     /// Applies a command and appends the reply, if there is one. A panic here ends the replica, not the group.
     fn apply(&mut self, command: &Command<'_>, reply: &mut Vec<u8>);
@@ -78,7 +78,7 @@ pub enum Applied<'a> {
 }
 
 const SNAPSHOT_VERSION: u64 = 0x6d75_736e_6170_0001;
-const SNAPSHOT_HEADER: usize = 48;
+const SNAPSHOT_HEADER: usize = 56;
 
 /// The application, its sessions, and how far they are.
 #[derive(Debug)]
@@ -92,6 +92,8 @@ pub struct Machine<S> {
     reply: Vec<u8>,
     /// Commands applied, retries left out.
     commands: u64,
+    /// Leader time of the last entry.
+    time_ns: u64,
 }
 
 impl<S: StateMachine> Machine<S> {
@@ -104,6 +106,7 @@ impl<S: StateMachine> Machine<S> {
             digest: 0,
             reply: Vec::with_capacity(reply_bytes),
             commands: 0,
+            time_ns: 0,
         }
     }
 
@@ -111,6 +114,11 @@ impl<S: StateMachine> Machine<S> {
     #[inline]
     pub fn applied(&self) -> Point {
         self.applied
+    }
+
+    /// Leader time of the last applied entry.
+    pub fn time_ns(&self) -> u64 {
+        self.time_ns
     }
 
     /// Commands that made this state, retries left out.
@@ -169,6 +177,7 @@ impl<S: StateMachine> Machine<S> {
         }
         self.digest = mix([self.digest, header.index, header.epoch.0, sum]);
         self.applied = self.applied.after(header);
+        self.time_ns = self.time_ns.max(header.time_ns);
         Ok(())
     }
 
@@ -187,6 +196,7 @@ impl<S: StateMachine> Machine<S> {
             self.applied.epoch.0,
             self.digest,
             self.commands,
+            self.time_ns,
         ] {
             out.extend_from_slice(&word.to_le_bytes());
         }
@@ -219,7 +229,7 @@ impl<S: StateMachine> Machine<S> {
             at: word(2),
             epoch: Epoch(word(3)),
         };
-        (self.digest, self.commands) = (word(4), word(5));
+        (self.digest, self.commands, self.time_ns) = (word(4), word(5), word(6));
         Ok(())
     }
 }

@@ -55,6 +55,12 @@ pub struct Hello {
     pub incarnation: u64,
     /// Bytes of its ring, which must be equal in a group.
     pub ring_bytes: u64,
+    /// Its largest command, which must be equal in a group.
+    pub max_command_bytes: u64,
+    /// Its sessions, which must be equal in a group.
+    pub sessions: u64,
+    /// Whether it writes and needs a checksum in entries, which must be equal in a group.
+    pub checksum: bool,
     /// Its public line, to be read.
     pub public: RemoteAddr,
     /// The peer's row in its board, to be written.
@@ -73,6 +79,9 @@ impl Hello {
         out.u64(VERSION.into());
         out.u64(self.incarnation);
         out.u64(self.ring_bytes);
+        out.u64(self.max_command_bytes);
+        out.u64(self.sessions);
+        out.u64(self.checksum.into());
         for remote in [self.public, self.row, self.log] {
             out.u64(remote.addr);
             out.u64(remote.rkey.into());
@@ -95,6 +104,9 @@ impl Hello {
         Ok(Self {
             incarnation: words.u64(),
             ring_bytes: words.u64(),
+            max_command_bytes: words.u64(),
+            sessions: words.u64(),
+            checksum: words.u64() != 0,
             public: words.remote()?,
             row: words.remote()?,
             log: words.remote()?,
@@ -232,6 +244,9 @@ mod tests {
         Hello {
             incarnation: 5,
             ring_bytes: 4096,
+            max_command_bytes: 64,
+            sessions: 7,
+            checksum: true,
             public: remote(1),
             row: remote(2),
             log: remote(3),
@@ -272,7 +287,7 @@ mod tests {
             "hello with an unknown version"
         );
         let mut key = hello().to_bytes();
-        key[39] = 1;
+        key[63] = 1;
         assert!(Hello::from_bytes(&key).is_err());
         let connect = Connect {
             link: Link::Log,

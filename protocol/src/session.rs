@@ -1,8 +1,8 @@
 //! Sessions: what makes a retry safe. Part of the replicated state, so every replica decides alike.
 //!
-//! A client numbers its commands upwards and has one in flight. The table keeps the last number and reply of each; when it is
-//! full, the session that was used longest ago is forgotten, on every replica at the same entry. A client that stays
-//! silent while as many others as the table holds were active loses its protection; size the table for that.
+//! A client numbers its commands upwards and has one in flight. The table keeps the last number and reply of each; when
+//! it is full, the session that was used longest ago is forgotten, on every replica at the same entry. A client that
+//! stays silent while as many others as the table holds were active loses its protection; size the table for that.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -1,4 +1,7 @@
-//! Settings of one replica. All of a group must agree on the members and the ring; the rest may differ.
+//! Settings of one replica. All of a group must agree on the members, the ring, the largest command, the sessions and
+//! the checksum; connecting refuses others. The rest may differ.
+
+use mu_verbs::Placement;
 
 use crate::ids::{Members, ReplicaId};
 use crate::limits::{MAX_ENTRY_BYTES, MAX_PENDING, MAX_RING_BYTES, MAX_SESSIONS, MIN_RING_BYTES};
@@ -21,13 +24,13 @@ pub struct Settings {
     pub members: Members,
     /// Bytes of the ring: a power of two. Equal in the group.
     pub ring_bytes: usize,
-    /// Largest command, in bytes.
+    /// Largest command, in bytes. Equal in the group.
     pub max_command_bytes: usize,
     /// Sessions that are remembered. Equal in the group.
     pub sessions: usize,
     /// Commands submitted and not answered, at most.
     pub window: usize,
-    /// Protection of entries.
+    /// Protection of entries. What it comes to on the device must be equal in the group.
     pub checksum: Checksum,
     /// Between two heartbeats and reads of the peers'.
     pub heartbeat_ns: u64,
@@ -157,6 +160,11 @@ impl Settings {
             2 * self.heartbeat_ns,
             u64::MAX / 4,
         )
+    }
+
+    /// Whether entries carry a checksum on a device that places bytes like this.
+    pub fn wants_checksum(&self, placement: Placement) -> bool {
+        self.checksum == Checksum::Always || placement != Placement::WholeMessage
     }
 
     /// Largest entry, header and tail included.

@@ -15,7 +15,9 @@
 //!
 //! The fences are totally ordered. If L2 is first, the entry is visible to whatever is read after G3, so the new leader
 //! finds it. If G2 is first, L3 sees G1 and the leader does not count. [`Shared::promise`] is G1 and G2,
-//! [`Shared::still_promised`] is L2 and L3. All other words are hints whose staleness costs time, not safety.
+//! [`Shared::own_log_written`] is L2, [`Shared::still_promised`] L3. Between L2 and L3 there may be anything: the
+//! leader passes L2 as soon as the entry is written, when there is little to wait for, and L3 when it counts. All other
+//! words are hints whose staleness costs time, not safety.
 
 use mu_verbs::Memory;
 use mu_verbs::sync::{Ordering, Word, fence};
@@ -33,6 +35,10 @@ pub struct Shared {
     candidate: Word,
     /// Replication: the last epoch that it gave up by itself.
     resigned: Word,
+    /// Replication: a promise under which it does not write its own log as a leader any more.
+    left: Word,
+    /// Replication: 1 while it does something that takes long and ends, such as a snapshot.
+    busy: Word,
     /// Replication: counts its polls.
     progress: Word,
     /// Replication: the replica (plus one) that is to take over, 0 if none.
@@ -82,6 +88,8 @@ impl Shared {
             promised: word(),
             candidate: word(),
             resigned: word(),
+            left: word(),
+            busy: word(),
             progress: word(),
             handover: word(),
             holder: word(),
@@ -111,10 +119,16 @@ impl Shared {
         Epoch(self.promised.load(Ordering::Acquire))
     }
 
-    /// Whether this replica's own promise is still `epoch`, asked after the own log was written (L2, L3).
+    /// Replication: what it wrote into the own log stands there before anything that it loads from now on (L2).
+    #[inline]
+    pub fn own_log_written(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether this replica's own promise is still `epoch` (L3). Entries of the own log count then that were written
+    /// before the last [`own_log_written`](Self::own_log_written).
     #[inline]
     pub fn still_promised(&self, epoch: Epoch) -> bool {
-        fence(Ordering::SeqCst);
         self.promised.load(Ordering::Acquire) == epoch.0
     }
 
@@ -137,6 +151,31 @@ impl Shared {
     /// The last epoch that the replication engine gave up by itself.
     pub fn resigned(&self) -> Epoch {
         Epoch(self.resigned.load(Ordering::Acquire))
+    }
+
+    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`. Called when it does
+    /// not lead, with a promise read before it saw that it is no candidate. Everything it wrote before is visible
+    /// (Release) to whoever sees this.
+    #[inline]
+    pub fn leave(&self, promise: Epoch) {
+        if self.left.load(Ordering::Relaxed) != promise.0 {
+            self.left.store(promise.0, Ordering::Release);
+        }
+    }
+
+    /// The last promise under which the replication engine has stopped.
+    pub fn left(&self) -> Epoch {
+        Epoch(self.left.load(Ordering::Acquire))
+    }
+
+    /// Replication: begins or ends something that takes long.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.store(busy.into(), Ordering::Release);
+    }
+
+    /// Whether the replication engine said that it would be long.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire) != 0
     }
 
     /// Replication: one more poll.
@@ -263,7 +302,7 @@ impl Board {
     }
 
     /// A record that `peer` wrote, copied once.
-    pub fn record(&self, peer: ReplicaId, word: usize) -> [u64; 8] {
+    pub fn record<const N: usize>(&self, peer: ReplicaId, word: usize) -> [u64; N] {
         std::array::from_fn(|i| self.mail(peer, word + i))
     }
 
@@ -278,7 +317,7 @@ impl Board {
     }
 
     /// Sets a record.
-    pub fn set_out_record(&self, peer: ReplicaId, word: usize, record: [u64; 8]) {
+    pub fn set_out_record<const N: usize>(&self, peer: ReplicaId, word: usize, record: [u64; N]) {
         for (i, value) in record.into_iter().enumerate() {
             self.set_out(peer, word + i, value);
         }

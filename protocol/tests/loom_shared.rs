@@ -36,6 +36,7 @@ fn own_entry(weakness: Weakness) {
         let (shared, log) = (Arc::clone(&shared), log.clone());
         thread::spawn(move || {
             log.store(0, ENTRY);
+            shared.own_log_written();
             shared.still_promised(OWN)
         })
     };
@@ -58,18 +59,22 @@ fn what_the_leader_counts_as_its_own_the_next_one_finds() {
     });
 }
 
-/// The same with two entries, each counted by itself, and two promises.
-fn own_entries(weakness: Weakness) {
+/// The same with two entries that are under way together and two promises. `looked_after`: the second entry is followed
+/// by a fence of its own.
+fn own_entries(weakness: Weakness, looked_after: bool) {
     weaken(weakness);
     let (shared, log) = (Arc::new(Shared::new()), memory(2));
     shared.promise(OWN);
     let leader = {
         let (shared, log) = (Arc::clone(&shared), log.clone());
         thread::spawn(move || {
-            [0, 1].map(|at| {
+            for at in [0, 1] {
                 log.store(at, ENTRY);
-                shared.still_promised(OWN)
-            })
+                if at == 0 || looked_after {
+                    shared.own_log_written();
+                }
+            }
+            [0, 1].map(|_| shared.still_promised(OWN))
         })
     };
     shared.promise(OTHER);
@@ -87,11 +92,15 @@ fn own_entries(weakness: Weakness) {
 #[test]
 fn every_entry_is_looked_after_by_itself() {
     holds("shared: two own entries against promise", None, || {
-        own_entries(Weakness::None)
+        own_entries(Weakness::None, true)
     });
     caught("shared: two own entries against promise, NoFences", || {
-        own_entries(Weakness::NoFences)
+        own_entries(Weakness::NoFences, true)
     });
+    caught(
+        "shared: two own entries, one fence before both stand",
+        || own_entries(Weakness::None, false),
+    );
 }
 
 /// A replica gives its standing up and then looks who may write its log; the background engine names a holder and then

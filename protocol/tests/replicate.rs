@@ -252,7 +252,7 @@ fn a_leader_that_slept_through_its_replacement_acknowledges_nothing() {
     }
     let next = group.elect();
     assert_ne!(next, leader);
-    assert_eq!(group.propose(next, 0, 0, b"y").is_ok(), true);
+    assert!(group.propose(next, 0, 0, b"y").is_ok());
     group.settle();
 }
 

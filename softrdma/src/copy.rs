@@ -33,8 +33,13 @@ pub(crate) fn words_to_words(dst: &[Word], dst_at: usize, src: &[Word], src_at: 
 pub(crate) fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
     if (dst_at | src.len()).is_multiple_of(WORD) {
         copy_raw::from_bytes(&dst[dst_at / WORD..][..src.len() / WORD], src);
-        return;
+    } else {
+        bytes_to_parts(dst, dst_at, src);
     }
+}
+
+#[inline(never)]
+fn bytes_to_parts(dst: &[Word], dst_at: usize, src: &[u8]) {
     for_each_word(dst_at, src.len(), |word, skip, n, done| {
         let mut bytes = [0; WORD];
         bytes[..n].copy_from_slice(&src[done..done + n]);
@@ -49,9 +54,15 @@ pub(crate) fn bytes_to_words(dst: &[Word], dst_at: usize, src: &[u8]) {
 #[inline]
 pub(crate) fn words_to_bytes(dst: &mut [u8], src: &[Word], src_at: usize) {
     if (src_at | dst.len()).is_multiple_of(WORD) {
-        copy_raw::to_bytes(dst, &src[src_at / WORD..][..dst.len() / WORD]);
-        return;
+        let n = dst.len() / WORD;
+        copy_raw::to_bytes(dst, &src[src_at / WORD..][..n]);
+    } else {
+        parts_to_bytes(dst, src, src_at);
     }
+}
+
+#[inline(never)]
+fn parts_to_bytes(dst: &mut [u8], src: &[Word], src_at: usize) {
     for_each_word(src_at, dst.len(), |word, skip, n, done| {
         let value = u64::from_le(src[word].load(Ordering::Acquire)) >> (8 * skip);
         dst[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);

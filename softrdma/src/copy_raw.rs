@@ -1,4 +1,4 @@
-//! Whole-word copies, with 16-byte stores for long ones on x86-64.
+//! Whole-word copies, with 16-byte stores on x86-64.
 //!
 //! # Why the wide path is sound
 //!
@@ -16,49 +16,77 @@ use crate::sync::{Ordering, Word};
 
 /// Bytes from which the wide path pays.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri, mu_sanitize))))]
-const WIDE_FROM: usize = 128;
+const WIDE_FROM: usize = 32;
 
 /// Copies `src` to `dst`, ascending.
 #[inline]
 pub(crate) fn words(dst: &[Word], src: &[Word]) {
     assert_eq!(dst.len(), src.len());
+    let one_by_one = |dst: &[Word], src: &[Word]| {
+        for (d, s) in dst.iter().zip(src) {
+            d.store(s.load(Ordering::Acquire), Ordering::Release);
+        }
+    };
+    let lead = lead(dst);
+    one_by_one(&dst[..lead], &src[..lead]);
+    let (dst, src) = (&dst[lead..], &src[lead..]);
     let at = wide(
         dst.as_ptr().cast(),
         src.as_ptr().cast(),
         dst.len() * WORD,
         Shared::Both,
     );
-    for (d, s) in dst[at..].iter().zip(&src[at..]) {
-        d.store(s.load(Ordering::Acquire), Ordering::Release);
-    }
+    one_by_one(&dst[at..], &src[at..]);
 }
 
 /// Copies private bytes to whole words, ascending.
 #[inline]
 pub(crate) fn from_bytes(dst: &[Word], src: &[u8]) {
-    assert_eq!(dst.len() * WORD, src.len());
-    let at = wide(dst.as_ptr().cast(), src.as_ptr(), src.len(), Shared::Target);
-    for (d, s) in dst[at..].iter().zip(src[at * WORD..].chunks_exact(WORD)) {
-        d.store(
-            u64::from_ne_bytes(s.try_into().expect("eight bytes")),
-            Ordering::Release,
-        );
-    }
+    let (src, rest) = src.as_chunks::<WORD>();
+    assert!(dst.len() == src.len() && rest.is_empty());
+    let one_by_one = |dst: &[Word], src: &[[u8; WORD]]| {
+        for (d, s) in dst.iter().zip(src) {
+            d.store(u64::from_ne_bytes(*s), Ordering::Release);
+        }
+    };
+    let lead = lead(dst);
+    one_by_one(&dst[..lead], &src[..lead]);
+    let (dst, src) = (&dst[lead..], &src[lead..]);
+    let at = wide(
+        dst.as_ptr().cast(),
+        src.as_ptr().cast(),
+        dst.len() * WORD,
+        Shared::Target,
+    );
+    one_by_one(&dst[at..], &src[at..]);
 }
 
 /// Copies whole words to private bytes, ascending.
 #[inline]
 pub(crate) fn to_bytes(dst: &mut [u8], src: &[Word]) {
-    assert_eq!(src.len() * WORD, dst.len());
+    let (dst, rest) = dst.as_chunks_mut::<WORD>();
+    assert!(src.len() == dst.len() && rest.is_empty());
+    let one_by_one = |dst: &mut [[u8; WORD]], src: &[Word]| {
+        for (d, s) in dst.iter_mut().zip(src) {
+            *d = s.load(Ordering::Acquire).to_ne_bytes();
+        }
+    };
+    let lead = lead(src);
+    one_by_one(&mut dst[..lead], &src[..lead]);
+    let (dst, src) = (&mut dst[lead..], &src[lead..]);
     let at = wide(
-        dst.as_mut_ptr(),
+        dst.as_mut_ptr().cast(),
         src.as_ptr().cast(),
-        dst.len(),
+        src.len() * WORD,
         Shared::Source,
     );
-    for (d, s) in dst[at * WORD..].chunks_exact_mut(WORD).zip(&src[at..]) {
-        d.copy_from_slice(&s.load(Ordering::Acquire).to_ne_bytes());
-    }
+    one_by_one(&mut dst[at..], &src[at..]);
+}
+
+/// Words before the first that is 16-byte aligned.
+#[inline]
+fn lead(words: &[Word]) -> usize {
+    usize::from(!words.as_ptr().addr().is_multiple_of(16)).min(words.len())
 }
 
 /// Which side others may access; that side must be 16-byte aligned for the wide path.
@@ -73,7 +101,8 @@ enum Shared {
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri, mu_sanitize))))]
 #[inline]
 fn wide(dst: *const u8, src: *const u8, len: usize, shared: Shared) -> usize {
-    const STEP: usize = 64;
+    const LONG: usize = 64;
+    const SHORT: usize = 16;
     if len < WIDE_FROM {
         return 0;
     }
@@ -86,28 +115,43 @@ fn wide(dst: *const u8, src: *const u8, len: usize, shared: Shared) -> usize {
     if !ok {
         return 0;
     }
-    let steps = (len - WORD) / STEP;
-    let n = steps * STEP;
+    let n = (len - WORD) / SHORT * SHORT;
     // SAFETY: `dst..dst+n` and `src..src+n` lie inside the slices of the three callers, which assert equal lengths
     // and pass pointers made from them; a private target is the caller's `&mut`. Shared words are `AtomicU64`, so
     // stores through a shared reference are allowed; the module header argues that the wide accesses are word-atomic
     // and ordered.
     unsafe {
         std::arch::asm!(
+            "test {long}, {long}",
+            "jz 3f",
             "2:",
-            "movdqu {a}, [{s} + {i}]",
-            "movdqu {b}, [{s} + {i} + 16]",
-            "movdqu {c}, [{s} + {i} + 32]",
-            "movdqu {e}, [{s} + {i} + 48]",
-            "movdqu [{d} + {i}], {a}",
-            "movdqu [{d} + {i} + 16], {b}",
-            "movdqu [{d} + {i} + 32], {c}",
-            "movdqu [{d} + {i} + 48], {e}",
-            "add {i}, 64",
+            "movdqu {a}, [{s}]",
+            "movdqu {b}, [{s} + 16]",
+            "movdqu {c}, [{s} + 32]",
+            "movdqu {e}, [{s} + 48]",
+            "movdqu [{d}], {a}",
+            "movdqu [{d} + 16], {b}",
+            "movdqu [{d} + 32], {c}",
+            "movdqu [{d} + 48], {e}",
+            "add {s}, 64",
+            "add {d}, 64",
+            "dec {long}",
             "jnz 2b",
-            s = in(reg) src.add(n),
-            d = in(reg) dst.add(n),
-            i = inout(reg) (n as isize).wrapping_neg() => _,
+            "3:",
+            "test {short}, {short}",
+            "jz 5f",
+            "4:",
+            "movdqu {a}, [{s}]",
+            "movdqu [{d}], {a}",
+            "add {s}, 16",
+            "add {d}, 16",
+            "dec {short}",
+            "jnz 4b",
+            "5:",
+            s = inout(reg) src => _,
+            d = inout(reg) dst => _,
+            long = inout(reg) n / LONG => _,
+            short = inout(reg) n % LONG / SHORT => _,
             a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, e = out(xmm_reg) _,
             options(nostack),
         );

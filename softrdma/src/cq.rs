@@ -10,7 +10,7 @@ use crate::node::{Lane, NodeShared, lock};
 use crate::post::Record;
 use crate::qp::QpShared;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::table::{inbound_record, lane_row, qp_row, recv_record};
+use crate::table::{Nak, inbound_record, lane_row, qp_row, recv_record};
 use crate::types::{Completion, QpState, WcOpcode, WcStatus};
 
 /// A completion queue (`struct ibv_cq`): the end that polls.
@@ -139,15 +139,22 @@ impl Source {
 
     #[inline]
     fn poll(&mut self, out: &mut [Completion]) -> usize {
-        if let Some(lane) = &self.lane
-            && !self.failed
-            && self.qp.has_nak(lane, self.generation)
-        {
+        // There is no lane before RTR: what was posted then can only be flushed.
+        let (nak, done) = self.lane.as_ref().map_or((0, 0), |lane| {
+            let row = lane_row(lane.memory.words(), self.qp.slot);
+            (
+                row.nak().load(Ordering::Acquire),
+                row.recv_done().load(Ordering::Acquire),
+            )
+        });
+        if !self.failed && Nak::is_of(nak, self.generation) {
             // Takes the refusal in, which raises the epoch.
             drop(self.qp.lock());
         }
+        let mut received = done > self.delivered;
         if self.qp.epoch.load(Ordering::Acquire) != self.epoch {
             self.refresh();
+            received = true;
         }
         let mut n = 0;
         if self.sends {
@@ -156,7 +163,7 @@ impl Source {
             }
             n += self.poll_sends(out);
         }
-        if self.receives {
+        if self.receives && (received || self.failed) && n < out.len() {
             n += self.poll_receives(&mut out[n..]);
         }
         n
@@ -215,9 +222,9 @@ impl Source {
         n
     }
 
-    #[inline]
+    /// There are receives that were completed, or may be flushed.
+    #[inline(never)]
     fn poll_receives(&mut self, out: &mut [Completion]) -> usize {
-        // There is no lane before RTR: what was posted then can only be flushed.
         let lane = self.lane.as_ref().map(|lane| lane.memory.words());
         let done = lane.map_or(0, |words| {
             lane_row(words, self.qp.slot)

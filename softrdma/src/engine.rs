@@ -6,6 +6,7 @@
 //! checks is the specification's: queue pair and state, operation rights, posted receive, length, key, domain, region
 //! rights, range. A zero-length READ or WRITE does not look at the key.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::copy;
@@ -224,16 +225,8 @@ impl Path {
             Op::Invalidate(rkey) => return local(invalidate(qp, rkey)),
             _ => {}
         }
-        if self.view.gone.load(Ordering::Acquire) {
+        let Some(run) = self.begin() else {
             return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
-        }
-        let (ctl, lane) = (self.view.ctl.words(), self.view.lane.words());
-        let run = Run {
-            path: self,
-            ctl,
-            row: qp_row(ctl, self.slot),
-            lane: lane_row(lane, self.slot),
-            writer: writer_row(lane, self.own_slot),
         };
         let outcome = match *op {
             Op::Write {
@@ -251,13 +244,43 @@ impl Path {
             } => run.atomic(local, remote, action),
             Op::Bind(_) | Op::Invalidate(_) => unreachable!("handled above"),
         };
-        // A target that died, or fenced this view, or gave its memory up meanwhile: what was copied may be nowhere. A
-        // connection that is not the one any more: what was copied may be overwritten already.
-        let known = || !self.view.gone.load(Ordering::Acquire) && run.admit(Access::NONE).is_ok();
-        if matches!(outcome, Outcome::Done { .. }) && !known() {
-            return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
+        run.confirm(outcome)
+    }
+
+    /// [`run`](Self::run) for what is posted most: a WRITE of the caller's bytes that makes one chunk and is placed as
+    /// usual. What it is not is known to the compiler here, and left out. `None` if the bytes are no such chunk.
+    #[inline]
+    pub(crate) fn write_bytes(&self, bytes: &[u8], remote: RemoteAddr) -> Option<Outcome> {
+        let len = bytes.len();
+        if len == 0 || len > self.mtu {
+            return None;
         }
-        outcome
+        let Some(run) = self.begin() else {
+            return Some(Outcome::Failed(WcStatus::RETRY_EXC_ERR));
+        };
+        let (src, how) = (Source::Bytes(bytes), &mut Placing::default());
+        Some(match run.write_chunk(src, 0..len, len, remote, None, how) {
+            Ok(()) => run.confirm(Outcome::Done {
+                byte_len: len as u32,
+            }),
+            Err(outcome) => outcome,
+        })
+    }
+
+    /// A request begins, unless the target is known to be gone.
+    #[inline(always)]
+    fn begin(&self) -> Option<Run<'_>> {
+        if self.view.gone.load(Ordering::Acquire) {
+            return None;
+        }
+        let (ctl, lane) = (self.view.ctl.words(), self.view.lane.words());
+        Some(Run {
+            path: self,
+            ctl,
+            row: qp_row(ctl, self.slot),
+            lane: lane_row(lane, self.slot),
+            writer: writer_row(lane, self.own_slot),
+        })
     }
 }
 
@@ -271,6 +294,19 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// What a request came to, after a last look. A target that died, or fenced this view, or gave its memory up
+    /// meanwhile: what was copied may be nowhere. A connection that is not the one any more: what was copied may be
+    /// overwritten already.
+    #[inline(always)]
+    fn confirm(&self, outcome: Outcome) -> Outcome {
+        let known =
+            || !self.path.view.gone.load(Ordering::Acquire) && self.admit(Access::NONE).is_ok();
+        if matches!(outcome, Outcome::Done { .. }) && !known() {
+            return Outcome::Failed(WcStatus::RETRY_EXC_ERR);
+        }
+        outcome
+    }
+
     /// Runs one chunk inside the gate, reports a refusal to the target, and turns it into an outcome.
     #[inline(always)]
     fn chunk(
@@ -399,30 +435,7 @@ impl<'a> Run<'a> {
         loop {
             let (from, n) = (*done, (len - *done).min(self.path.mtu));
             let last = from + n == len;
-            let step = self.chunk(Access::REMOTE_WRITE, |p| {
-                let receive = if last && imm.is_some() {
-                    Some(self.next_receive(p)?)
-                } else {
-                    None
-                };
-                if len > 0 {
-                    let (memory, at) = self.translate(p, remote, len, Access::REMOTE_WRITE)?;
-                    self.writer.mark(memory.id(), at + from, n, true);
-                    self.place(src, from, n, (memory, at + from), how)?;
-                }
-                if let Some(index) = receive {
-                    self.still_there()?;
-                    self.complete_receive(
-                        index,
-                        WcStatus::SUCCESS,
-                        WcOpcode::RECV_RDMA_WITH_IMM,
-                        len,
-                        imm,
-                    );
-                }
-                Ok(())
-            });
-            if let Err(outcome) = step {
+            if let Err(outcome) = self.write_chunk(src, from..from + n, len, remote, imm, how) {
                 return outcome;
             }
             *done += n;
@@ -437,8 +450,45 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Bytes `chunk` of a WRITE of `len` bytes.
+    #[inline(always)]
+    fn write_chunk(
+        &self,
+        src: Source<'_>,
+        chunk: Range<usize>,
+        len: usize,
+        remote: RemoteAddr,
+        imm: Option<u32>,
+        how: &mut Placing<'_>,
+    ) -> Result<(), Outcome> {
+        let (from, n) = (chunk.start, chunk.end - chunk.start);
+        self.chunk(Access::REMOTE_WRITE, |p| {
+            let receive = if chunk.end == len && imm.is_some() {
+                Some(self.next_receive(p)?)
+            } else {
+                None
+            };
+            if len > 0 {
+                let (memory, at) = self.translate(p, remote, len, Access::REMOTE_WRITE)?;
+                self.writer.mark(memory.id(), at + from, n, true);
+                self.place(src, from, n, (memory, at + from), how)?;
+            }
+            if let Some(index) = receive {
+                self.still_there()?;
+                self.complete_receive(
+                    index,
+                    WcStatus::SUCCESS,
+                    WcOpcode::RECV_RDMA_WITH_IMM,
+                    len,
+                    imm,
+                );
+            }
+            Ok(())
+        })
+    }
+
     /// Places one chunk in the order that `how` says.
-    #[inline]
+    #[inline(always)]
     fn place(
         &self,
         src: Source<'_>,

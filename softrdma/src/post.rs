@@ -255,10 +255,18 @@ impl Qp {
             }
         };
         let mut done = 0;
-        let outcome = with_op(shared, &wr.op, |op| match op {
-            Ok(op) => path.run(shared, &op, &mut done, &mut Placing::default()),
-            Err(status) => Outcome::Failed(status),
-        });
+        let usual = match wr.op {
+            SendOp::Write {
+                payload: Payload::Inline(bytes),
+                remote,
+                imm: None,
+            } => path.write_bytes(bytes, remote),
+            _ => None,
+        };
+        let outcome = match usual {
+            Some(outcome) => outcome,
+            None => run_any(shared, path, &wr.op, &mut done),
+        };
         match outcome {
             Outcome::Done { byte_len } => {
                 if wr.flags.contains(SendFlags::SIGNALED) {
@@ -445,6 +453,20 @@ fn gather<'a>(
         count += 1;
     }
     Ok((all, count, len))
+}
+
+/// Carries out a request of any kind.
+#[inline(never)]
+fn run_any(
+    shared: &Arc<QpShared>,
+    path: &Path,
+    op: &SendOp<'_, Mr, Mw>,
+    done: &mut usize,
+) -> Outcome {
+    with_op(shared, op, |op| match op {
+        Ok(op) => path.run(shared, &op, done, &mut Placing::default()),
+        Err(status) => Outcome::Failed(status),
+    })
 }
 
 /// Turns a request into what the responder core runs, or says what is wrong with its local side.

@@ -471,14 +471,6 @@ impl QpShared {
 
     /// A peer that was refused says so in its lane; the specification wants both ends in ERR. A refusal of an earlier
     /// generation stays there and means nothing.
-    #[inline]
-    pub(crate) fn has_nak(&self, lane: &Lane, generation: u32) -> bool {
-        let word = lane_row(lane.memory.words(), self.slot)
-            .nak()
-            .load(Ordering::Acquire);
-        Nak::from_word(word).is_some_and(|(of, _)| of == generation)
-    }
-
     fn absorb_nak(&self, ctl: &mut Ctl) {
         if !matches!(ctl.state, QpState::Rtr | QpState::Rts) {
             return;

@@ -344,6 +344,13 @@ impl Nak {
         u64::from(generation) << 32 | self as u64
     }
 
+    /// Whether a word says that the peer was refused in this generation.
+    #[inline]
+    pub(crate) fn is_of(word: u64, generation: u32) -> bool {
+        Self::from_word(word).is_some_and(|(of, _)| of == generation)
+    }
+
+    #[inline]
     pub(crate) fn from_word(word: u64) -> Option<(u32, Self)> {
         let code = match word as u32 {
             1 => Self::InvalidRequest,

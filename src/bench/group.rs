@@ -1,5 +1,5 @@
-//! A group of replicas for a measurement: the leader at the near end, every follower at a far end of its own (a thread or
-//! a process). The far ends find each other through the near one, in lockstep, before anything is measured.
+//! A group of replicas for a measurement: the leader at the near end, every follower at a far end of its own (a thread
+//! or a process). The far ends find each other through the near one, in lockstep, before anything is measured.
 //!
 //! A follower's two engines share one thread. The leader's background engine has a thread of its own, which sleeps
 //! between two heartbeats, as in a replica that serves.
@@ -33,8 +33,8 @@ const DONE: usize = FREE;
 const DEAD: usize = FREE + LINE;
 /// How long a group may take to form or to come to rest.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Between two polls of a background engine.
-const HEARTBEAT: Duration = Duration::from_micros(100);
+/// How long a member works on what it was told before it answers, while the group forms.
+const EXCHANGE: Duration = Duration::from_micros(300);
 /// Between two looks of a follower into its log. Each look takes a line away from the leader that writes it, and how
 /// soon a follower applies an entry makes no difference to anybody but a next leader.
 const LOOK_NS: u64 = 5_000;
@@ -73,9 +73,15 @@ pub(crate) struct Plan {
     pub(crate) max_command_bytes: usize,
     pub(crate) window: usize,
     pub(crate) always_checksum: bool,
+    /// Between two polls of a background engine, in microseconds.
+    pub(crate) heartbeat_us: u64,
 }
 
 impl Plan {
+    fn heartbeat(&self) -> Duration {
+        Duration::from_micros(self.heartbeat_us)
+    }
+
     fn settings(&self, id: usize) -> Result<Settings> {
         let ids = (0..self.replicas as u8).filter_map(ReplicaId::new);
         let members: Members = ids.collect();
@@ -95,7 +101,7 @@ impl Plan {
         settings.election_ns = 500_000_000;
         settings.completion_timeout_ns = 5_000_000_000;
         settings.cut_off_ns = 5_000_000_000;
-        settings.heartbeat_ns = HEARTBEAT.as_nanos() as u64;
+        settings.heartbeat_ns = self.heartbeat().as_nanos() as u64;
         Ok(settings)
     }
 }
@@ -185,7 +191,7 @@ impl<C: Context> Member<C> {
         }
         let mut said = Vec::new();
         let since = Instant::now();
-        while since.elapsed() < 3 * HEARTBEAT {
+        while since.elapsed() < EXCHANGE {
             self.poll();
             while let Some((to, message)) = self.replica.background.control_out() {
                 said.push((to.index(), message.to_vec()));
@@ -243,7 +249,7 @@ impl Follower {
             } else {
                 now_ns
             };
-            if now_ns - heard > HEARTBEAT.as_nanos() as u64 {
+            if now_ns - heard > self.plan.heartbeat_us * 1_000 {
                 heard = now_ns;
                 member.replica.background.poll(now_ns);
             }
@@ -387,7 +393,7 @@ fn lead<C: Context, T>(
     } = replica;
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let heart = scope.spawn(|| beat(&mut background, since, &over));
+        let heart = scope.spawn(|| beat(&mut background, since, plan.heartbeat(), &over));
         let mut leading = Leading {
             engine: &mut replication,
             raw: &mut raw,
@@ -405,18 +411,23 @@ fn lead<C: Context, T>(
 }
 
 /// The leader's background engine.
-fn beat<C: Context>(background: &mut Background<C, Sound>, since: Instant, over: &AtomicBool) {
+fn beat<C: Context>(
+    background: &mut Background<C, Sound>,
+    since: Instant,
+    every: Duration,
+    over: &AtomicBool,
+) {
     while !over.load(Ordering::Acquire) {
         background.poll(since.elapsed().as_nanos() as u64);
-        thread::sleep(HEARTBEAT);
+        thread::sleep(every);
     }
 }
 
 /// Carries messages between the members until the near one leads them all.
 fn form<C: Context>(member: &mut Member<C>, plan: &Plan, peers: &mut [Peer<'_>]) -> Result<()> {
     let mut next: Vec<Exchange> = (0..plan.replicas).map(|_| Exchange::default()).collect();
-    for to in 1..plan.replicas {
-        next[to].hellos.push((0, member.hello(to)?));
+    for (to, next) in next.iter_mut().enumerate().skip(1) {
+        next.hellos.push((0, member.hello(to)?));
     }
     for (n, peer) in peers.iter_mut().enumerate() {
         let said: Exchange = peer.link.recv()?;

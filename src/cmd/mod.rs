@@ -13,6 +13,7 @@ mod demo;
 mod devices;
 mod doctor;
 mod serve;
+mod sim;
 mod status;
 
 pub(crate) use serve::Around;
@@ -63,6 +64,8 @@ enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Runs the protocol in the deterministic simulator: seeds, faults, replay of one seed, the bug zoo
+    Sim(sim::Args),
     /// The other end of a measurement between two processes
     #[command(hide = true)]
     BenchPeer(bench_peer::Args),
@@ -107,6 +110,7 @@ impl Cli {
                 Bench::Throughput(args) => bench_group::throughput(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
             },
+            Command::Sim(args) => sim::run(&args),
             Command::BenchPeer(args) => bench_peer::run(&args),
             Command::BenchReplica(args) => bench_replica::run(&args),
         };

@@ -49,8 +49,8 @@ impl<T> Pending<T> {
         lock(&self.0.outcome).take()
     }
 
-    /// Waits for the outcome. It always comes: a leader without a majority gives up after a time, and one that stops says
-    /// so.
+    /// Waits for the outcome. It always comes: a leader without a majority gives up after a time, and one that stops
+    /// says so.
     ///
     /// # Panics
     /// If [`poll`](Self::poll) has given it already.

@@ -1,9 +1,9 @@
 //! What carries the engines' control messages: reliable, in order, breakable.
 //!
-//! A [`ControlPlane`] is the mesh of TCP connections ([`crate::control`]) or, in one process, the [`Hub`](super::Hub). The
-//! [`Carrier`] speaks over it: each side's first message after a connection came up is its hello, which differs from peer
-//! to peer, and connect messages follow. One that comes before the hello was meant for another connection and is dropped;
-//! its sender begins anew when it sees that connection end.
+//! A [`ControlPlane`] is the mesh of TCP connections ([`crate::control`]) or, in one process, the
+//! [`Hub`](super::Hub). The [`Carrier`] speaks over it: each side's first message after a connection came up is its
+//! hello, which differs from peer to peer, and connect messages follow. One that comes before the hello was meant for
+//! another connection and is dropped; its sender begins anew when it sees that connection end.
 
 use std::collections::VecDeque;
 
@@ -54,7 +54,8 @@ pub trait ControlPlane: Send + 'static {
 const HELLO: u8 = 0;
 const CONNECT: u8 = 1;
 
-/// Messages for one peer that wait for room. More than that is stale: a connect message is repeated when it is asked for.
+/// Messages for one peer that wait for room. More than that is stale: a connect message is repeated when it is asked
+/// for.
 const BACKLOG_MAX: usize = 64;
 
 #[derive(Default)]

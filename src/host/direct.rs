@@ -1,8 +1,8 @@
 //! Direct mode: the application's own thread replicates, with the background thread beside it.
 //!
 //! This is the shortest path there is: [`Direct::propose`] encodes the command, posts one write to each follower, looks
-//! for their completions, applies and returns, all in the caller. It allocates nothing. The price is that the caller has
-//! to [`poll`](Direct::poll) when it has nothing to propose, at least every quarter of
+//! for their completions, applies and returns, all in the caller. It allocates nothing. The price is that the caller
+//! has to [`poll`](Direct::poll) when it has nothing to propose, at least every quarter of
 //! [`stuck_ns`](mu_protocol::settings::Settings::stuck_ns): peers take a replica that does not for dead.
 
 use std::os::fd::BorrowedFd;
@@ -244,7 +244,8 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
         Ok(ticket)
     }
 
-    /// Asks for a linearizable read; its end comes from [`poll`](Self::poll), and when it does [`app`](Self::app) is fresh.
+    /// Asks for a linearizable read; its end comes from [`poll`](Self::poll), and when it does [`app`](Self::app) is
+    /// fresh.
     ///
     /// # Errors
     /// [`ProposeError`], never [`Unknown`](ProposeError::Unknown).
@@ -396,8 +397,8 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
         }
     }
 
-    /// The application. On its own this is a **stale** read: what was decided elsewhere may not be here yet. It is fresh
-    /// when the end of a [`submit_read`](Self::submit_read) has just come.
+    /// The application. On its own this is a **stale** read: what was decided elsewhere may not be here yet. It is
+    /// fresh when the end of a [`submit_read`](Self::submit_read) has just come.
     pub fn app(&self) -> &S {
         &self.engine.app().app
     }
@@ -448,8 +449,8 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
         Handle(Arc::clone(&self.common))
     }
 
-    /// Begins to hand the leadership to `to`, or to the most advanced follower; poll until this replica does not lead any
-    /// more, or [`leads`](Self::leads) again because nothing came of it. Gives the chosen one.
+    /// Begins to hand the leadership to `to`, or to the most advanced follower; poll until this replica does not lead
+    /// any more, or [`leads`](Self::leads) again because nothing came of it. Gives the chosen one.
     ///
     /// # Errors
     /// [`ProposeError::NotLeader`]; [`ProposeError::Overloaded`] if no such follower is up to date.

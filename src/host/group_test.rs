@@ -178,14 +178,17 @@ fn an_application_that_panics_stops_its_replica_with_a_status_that_says_so() {
 #[test]
 fn direct_mode_leads_with_followers_on_threads() {
     let net = Inproc::new(3);
+    let options = |id| {
+        let mut options = net.options(id);
+        // This is not about failures, which a busy machine may look like.
+        options.settings.detect_ns = 5_000_000_000;
+        options
+    };
     let mut direct: Direct<_, Sum> = net
         .direct(net.options(0), Sum::default())
         .expect("it starts");
     let followers: Vec<_> = (1..3)
-        .map(|id| {
-            net.replica(net.options(id), Sum::default())
-                .expect("it starts")
-        })
+        .map(|id| net.replica(options(id), Sum::default()).expect("it starts"))
         .collect();
     let begin = Instant::now();
     while !direct.leads() {

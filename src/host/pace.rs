@@ -1,9 +1,9 @@
 //! How a thread that polls an engine waits between two polls.
 //!
-//! A [`Pacer`] only decides; whoever polls carries it out with a [`Waker`](super::Waker). After work it spins, then gives
-//! the processor away, then sleeps, each sleep twice as long as the one before, never past what is due next. Sleeping is
-//! what makes several replicas live on few processors: a thread that yields is still runnable, and takes turns from one
-//! that has work.
+//! A [`Pacer`] only decides; whoever polls carries it out with a [`Waker`](super::Waker). After work it spins, then
+//! gives the processor away, then sleeps, each sleep twice as long as the one before, never past what is due next.
+//! Sleeping is what makes several replicas live on few processors: a thread that yields is still runnable, and takes
+//! turns from one that has work.
 
 use std::thread::available_parallelism;
 
@@ -41,12 +41,12 @@ impl Policy {
         sleep_most_ns: 200 * US,
     };
 
-    /// The same where there are fewer processors than threads.
+    /// The same where there are fewer processors than threads: who yields there is in the way of who has work.
     pub const SCARCE: Self = Self {
         spin_ns: 2 * US,
-        yield_ns: 4 * US,
+        yield_ns: 0,
         sleep_first_ns: 20 * US,
-        sleep_most_ns: 200 * US,
+        sleep_most_ns: 1_000 * US,
     };
 
     /// Sleeps at once.

@@ -1,8 +1,8 @@
 //! Handover mode: a replication thread of its own, and callers on any number of threads.
 //!
 //! A command goes into a bounded queue without a lock; the replication thread takes what is there, proposes it as one
-//! batch and answers each caller. A full queue is [`ProposeError::Overloaded`], at once. Nothing is forwarded: a replica
-//! that does not lead says who does, and [`ProposeError`] says what a retry needs.
+//! batch and answers each caller. A full queue is [`ProposeError::Overloaded`], at once. Nothing is forwarded: a
+//! replica that does not lead says who does, and [`ProposeError`] says what a retry needs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -147,8 +147,8 @@ impl<S: StateMachine> Replica<S> {
     /// Submits a command without waiting; the outcome is polled or waited for.
     ///
     /// # Errors
-    /// [`ProposeError::Overloaded`], [`ProposeError::TooLarge`] or [`ProposeError::Stopped`] at once; the rest comes with
-    /// the outcome.
+    /// [`ProposeError::Overloaded`], [`ProposeError::TooLarge`] or [`ProposeError::Stopped`] at once; the rest comes
+    /// with the outcome.
     pub fn submit(
         &self,
         client: u64,

@@ -1,7 +1,7 @@
 //! Where a command's time goes, in histograms that are always on.
 //!
-//! One of [`SAMPLE`] commands is timed, so that the clock is not what is measured; what is timed goes into histograms of
-//! fixed size, so nothing is allocated.
+//! One of [`SAMPLE`] commands is timed, so that the clock is not what is measured; what is timed goes into histograms
+//! of fixed size, so nothing is allocated.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};

@@ -92,8 +92,8 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
 }
 
 impl<S: StateMachine> Replica<S> {
-    /// Starts member `id` of a configuration. `form` says that it founds the group with empty memory; it is an operator's
-    /// word and wrong for a restart.
+    /// Starts member `id` of a configuration. `form` says that it founds the group with empty memory; it is an
+    /// operator's word and wrong for a restart.
     ///
     /// # Errors
     /// The configuration, the device, the control address, or the operating system.

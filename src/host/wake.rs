@@ -9,8 +9,8 @@
 //! S3  look for work; sleep if none      W3  if asleep: clear it and write the event
 //! ```
 //!
-//! The fences are totally ordered, so S3 sees the work of W1 or W3 sees the flag of S1: no wake-up is lost. A waker whose
-//! sleeper is awake pays the fence and a load.
+//! The fences are totally ordered, so S3 sees the work of W1 or W3 sees the flag of S1: no wake-up is lost. A waker
+//! whose sleeper is awake pays the fence and a load.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -56,8 +56,8 @@ impl Waker {
         }
     }
 
-    /// Sleeps for at most `ns`, unless `has_work` says that there is something to do. Also ends when one of `others` can
-    /// be read.
+    /// Sleeps for at most `ns`, unless `has_work` says that there is something to do. Also ends when one of `others`
+    /// can be read.
     pub fn sleep(&self, ns: u64, others: Option<BorrowedFd<'_>>, has_work: impl FnOnce() -> bool) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);

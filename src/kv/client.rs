@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// How patient a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// In all, for one command or read.
+    /// For one command or read: after so long no further try is begun.
     pub patience: Duration,
     /// For one try at one replica, connecting included.
     pub attempt: Duration,
@@ -233,8 +233,8 @@ impl Client {
         })
     }
 
-    /// Tries again, here and elsewhere, until there is an outcome or the patience is over. `read`: an unknown outcome does
-    /// no harm.
+    /// Tries again, here and elsewhere, until there is an outcome or the patience is over. `read`: an unknown outcome
+    /// does no harm.
     fn until_done<T>(
         &mut self,
         request: Request<'_>,
@@ -244,8 +244,8 @@ impl Client {
         let begin = Instant::now();
         let mut may_be_decided = false;
         loop {
-            let left = self.options.patience.saturating_sub(begin.elapsed());
-            let last = match self.attempt(request, left.min(self.options.attempt), &judge) {
+            // A try that is cut short would make unknown of what was refused before, so each has its full time.
+            let last = match self.attempt(request, &judge) {
                 Tried::Done(outcome) => return Ok(outcome),
                 Tried::Elsewhere(hint, last) => {
                     let known = hint
@@ -253,12 +253,12 @@ impl Client {
                         .is_some_and(|id| self.go_to(id));
                     if !known {
                         self.go_on();
-                        std::thread::sleep(PAUSE.min(left));
+                        std::thread::sleep(PAUSE);
                     }
                     last
                 }
                 Tried::Busy => {
-                    std::thread::sleep(PAUSE.min(left));
+                    std::thread::sleep(PAUSE);
                     "overloaded".into()
                 }
                 Tried::Unknown(last) => {
@@ -280,10 +280,10 @@ impl Client {
     fn attempt<T>(
         &mut self,
         request: Request<'_>,
-        patience: Duration,
         judge: &impl Fn(Response<'_>) -> Tried<T>,
     ) -> Tried<T> {
         let (id, address) = self.replicas[self.at];
+        let patience = self.options.attempt;
         let deadline = Instant::now() + patience;
         let connection = match &mut self.connection {
             Some(connection) => connection,

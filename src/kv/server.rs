@@ -1,8 +1,8 @@
 //! The server: one thread that polls its sockets and the replication engine in turn.
 //!
-//! A turn takes what clients have sent, submits it, polls the engine once (so all of it is one entry of the log) and sends
-//! what ended. When nothing happens it sleeps on the poller, which any client's bytes end. Nothing that a client does
-//! makes it hold more than its bound, and a client that sends nonsense loses its connection.
+//! A turn takes what clients have sent, submits it, polls the engine once (so all of it is one entry of the log) and
+//! sends what ended. When nothing happens it sleeps on the poller, which any client's bytes end. Nothing that a
+//! client does makes it hold more than its bound, and a client that sends nonsense loses its connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

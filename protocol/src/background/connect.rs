@@ -6,7 +6,7 @@ use mu_verbs::sync::Ordering;
 use super::link::{LinkState, Step};
 use super::{Background, PeerState};
 use crate::ids::ReplicaId;
-use crate::layout::{public, row};
+use crate::layout::{Ack, public, row};
 use crate::limits::{CONNECT_BYTES, HELLO_BYTES};
 use crate::message::{Connect, Hello, Link, MessageError};
 use crate::zoo::Zoo;
@@ -35,6 +35,18 @@ pub enum ControlRefused {
         /// Bytes of the peer's.
         peers: u64,
     },
+    /// Another setting that a group shares differs.
+    #[error("replica {peer} has {name} = {peers}, this one {own}: set it alike in the group")]
+    Setting {
+        /// Whose.
+        peer: ReplicaId,
+        /// Which.
+        name: &'static str,
+        /// The own value.
+        own: u64,
+        /// The peer's.
+        peers: u64,
+    },
     /// A message came before the hello, or after the connection was lost.
     #[error("a message of replica {peer} without a control connection")]
     NoControl {
@@ -53,6 +65,9 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         Hello {
             incarnation: self.board.public(public::INCARNATION),
             ring_bytes: self.settings.ring_bytes as u64,
+            max_command_bytes: self.settings.max_command_bytes as u64,
+            sessions: self.settings.sessions as u64,
+            checksum: self.checksum,
             public,
             row,
             log,
@@ -144,6 +159,26 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             let peers = hello.ring_bytes;
             return Err(ControlRefused::RingBytes { peer, own, peers });
         }
+        // An entry that one member can write must be one that every other can read, and a table of sessions of another
+        // size would forget other clients.
+        for (name, own, peers) in [
+            (
+                "max_command_bytes",
+                self.settings.max_command_bytes as u64,
+                hello.max_command_bytes,
+            ),
+            ("sessions", self.settings.sessions as u64, hello.sessions),
+            ("checksum", self.checksum.into(), hello.checksum.into()),
+        ] {
+            if own != peers {
+                return Err(ControlRefused::Setting {
+                    peer,
+                    name,
+                    own,
+                    peers,
+                });
+            }
+        }
         Ok(hello)
     }
 
@@ -171,7 +206,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         for word in &self.shared.peer(peer).public {
             word.store(0, Ordering::Release);
         }
-        self.board.set_out_record(peer, row::ACK, [0; 8]);
+        self.board.set_out_record(peer, row::ACK, [0; Ack::WORDS]);
         for link in Link::ALL {
             self.wire_mut(link, peer).line.renew(now_ns);
         }
@@ -185,6 +220,13 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
     /// The queue pair of a link was found broken.
     pub(super) fn fault(&mut self, link: Link, peer: ReplicaId, now_ns: u64) {
         self.wire_mut(link, peer).line.fault(now_ns);
+        self.publish_generations(peer);
+        self.attention = true;
+    }
+
+    /// The connection of a link has to be another one, though it works.
+    pub(super) fn retire(&mut self, link: Link, peer: ReplicaId, now_ns: u64) {
+        self.wire_mut(link, peer).line.retire(now_ns);
         self.publish_generations(peer);
         self.attention = true;
     }

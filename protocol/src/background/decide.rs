@@ -6,7 +6,7 @@ use super::Background;
 use super::arbiter::Asking;
 use super::election::{Move, PeerSight, Sight};
 use crate::ids::{Epoch, Members, ReplicaId};
-use crate::layout::{Ack, Role, Standing, public, row};
+use crate::layout::{Ack, Standing, public, row};
 use crate::limits::MAX_REPLICAS;
 use crate::message::Link;
 use crate::zoo::Zoo;
@@ -46,6 +46,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             self.announced = true;
             self.granter
                 .publish_holder(Some(self.settings.id), &self.shared);
+            self.granter.own_leads();
             self.write_requests(epoch);
             self.shared.set_candidate(epoch);
             worked = true;
@@ -69,6 +70,9 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         }
         for peer in settled.broken.iter() {
             self.fault(Link::Log, peer, now_ns);
+        }
+        for peer in settled.retired.iter() {
+            self.retire(Link::Log, peer, now_ns);
         }
         let standing = self.election.standing();
         if standing.is_some_and(|epoch| epoch != self.granter.arbiter().promise()) {
@@ -97,10 +101,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
     /// All that the election looks at.
     fn sight(&self) -> Sight {
         let standing = Standing::from_word(self.board.public(public::STANDING));
-        let attempt = self
-            .election
-            .standing()
-            .filter(|_| standing.role != Role::Leader);
+        let attempt = self.election.standing();
         let mut peers = [PeerSight::default(); MAX_REPLICAS];
         for id in self.settings.peers().iter() {
             let (state, words) = (&self.peers[id.index()], self.shared.peer(id));

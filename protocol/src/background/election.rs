@@ -99,6 +99,8 @@ pub struct Election {
     state: State,
     /// Attempts since somebody led.
     attempts: u32,
+    /// Since when somebody has refused the own leadership for good.
+    refused_ns: Option<u64>,
     /// Since when only lower ids have kept this replica from standing.
     waiting_ns: Option<u64>,
 }
@@ -107,6 +109,8 @@ pub struct Election {
 const MAX_GROWTH: u32 = 6;
 /// A pause is this part of the election time, for id 0 after the first attempt.
 const PAUSE_PART: u64 = 4;
+/// Election times after which a leader takes a refusal for final.
+const REFUSED: u64 = 4;
 /// Election times that a replica waits for lower ids, and how many more for each id.
 const PATIENCE: u64 = 8;
 const PATIENCE_STEP: u64 = 4;
@@ -122,6 +126,7 @@ impl Election {
             state: State::Idle,
             attempts: 0,
             waiting_ns: None,
+            refused_ns: None,
         }
     }
 
@@ -170,7 +175,9 @@ impl Election {
     fn attempt(&mut self, sight: &Sight, epoch: Epoch, until_ns: u64, now_ns: u64) -> Option<Move> {
         let leads = sight.standing.role == Role::Leader;
         let refused = sight.peers.iter().any(|peer| peer.refused_by > epoch);
-        let over = sight.resigned == epoch || (!leads && (refused || now_ns >= until_ns));
+        let in_vain = leads && self.is_refused_for_good(sight, epoch, now_ns);
+        let over =
+            sight.resigned == epoch || in_vain || (!leads && (refused || now_ns >= until_ns));
         if !over {
             return None;
         }
@@ -182,6 +189,24 @@ impl Election {
             until_ns: now_ns + pause_ns,
         };
         Some(Move::GiveUp(epoch))
+    }
+
+    /// Whether a live peer has refused the epoch of this leader for the time of an attempt, since it promised one whose
+    /// owner came to nothing. It would refuse for ever, and be lost to the group although it lives.
+    fn is_refused_for_good(&mut self, sight: &Sight, epoch: Epoch, now_ns: u64) -> bool {
+        let stands = |by: Epoch| {
+            let owner = by.owner().map(|owner| &sight.peers[owner.index()]);
+            owner.is_some_and(|owner| owner.alive && (owner.leads >= by || owner.asks >= by))
+        };
+        let refused = self
+            .live(sight)
+            .any(|(_, peer)| peer.refused_by > epoch && !stands(peer.refused_by));
+        if !refused {
+            self.refused_ns = None;
+            return false;
+        }
+        let since = *self.refused_ns.get_or_insert(now_ns);
+        now_ns.saturating_sub(since) >= REFUSED * self.election_ns
     }
 
     /// What keeps this replica from standing.

@@ -23,6 +23,9 @@ pub(crate) struct Granter<C: Context, Z: Zoo> {
     promised_ns: u64,
     /// What the shared word says.
     published: Option<ReplicaId>,
+    /// The own replication engine was told to lead since it last said that it had stopped: it may be in the middle of
+    /// writing the own log.
+    own_writes: bool,
 }
 
 /// What a round of acts leaves to others.
@@ -34,6 +37,8 @@ pub(crate) struct Settled {
     pub(crate) changed: Members,
     /// Peers whose log link turned out to be broken.
     pub(crate) broken: Members,
+    /// Peers whose log link has to be made anew, since their right was taken away.
+    pub(crate) retired: Members,
 }
 
 /// Acts of one poll: every peer once with each kind, and then some.
@@ -64,6 +69,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             pause_ns,
             promised_ns: 0,
             published: None,
+            own_writes: false,
         })
     }
 
@@ -90,6 +96,19 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
         self.arbiter.promised(epoch);
         board.set_public(public::PROMISED, epoch.0);
         self.promised_ns = now_ns;
+    }
+
+    /// The own replication engine is about to be told to lead.
+    pub(crate) fn own_leads(&mut self) {
+        self.own_writes = true;
+    }
+
+    /// Whether the own engine may still write the own log, although another one got the promise. It is a holder like
+    /// any other: a thread that was told to lead can be preempted between looking at its candidacy and storing an
+    /// entry, for as long as the scheduler likes.
+    fn own_engine_writes(&mut self, shared: &Shared) -> bool {
+        self.own_writes = self.own_writes && shared.left() < self.arbiter.promise();
+        self.own_writes
     }
 
     /// Answers requests as far as possible now.
@@ -122,6 +141,9 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         self.again_ns = now_ns + self.pause_ns;
                         break;
                     }
+                    // What it posted may still be on its way. A later grant must not let that land on what others write
+                    // in between: with a new connection the old packets go nowhere.
+                    settled.retired = settled.retired.with(from);
                 }
                 Act::Refuse { to, epoch } => {
                     self.arbiter.refused(to, epoch);
@@ -132,6 +154,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         Ack {
                             epoch,
                             promised: self.arbiter.promise(),
+                            incarnation: board.public(public::INCARNATION),
                             voter,
                             ..Ack::default()
                         },
@@ -144,6 +167,9 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     generation,
                     again,
                 } => {
+                    if self.own_engine_writes(shared) {
+                        break;
+                    }
                     self.publish(Some(to), shared);
                     if !self.may_grant(board).0 {
                         break;
@@ -243,6 +269,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
             Ok(grant) => {
                 let (applied, applied_at) = applied(board);
                 Some(Ack {
+                    incarnation: board.public(public::INCARNATION),
                     addr: grant.remote.addr,
                     rkey: grant.remote.rkey,
                     applied,

@@ -198,6 +198,13 @@ impl Line {
         }
     }
 
+    /// Nothing failed, but the connection has to be another one: at once, and without a pause for the next failure.
+    pub fn retire(&mut self, now_ns: u64) {
+        if let LinkState::Connected { .. } = self.state {
+            self.state = LinkState::Broken { at_ns: now_ns };
+        }
+    }
+
     /// The peer begins another life: what it said is void, and the queue pair must not be one that the old one knew.
     pub fn renew(&mut self, now_ns: u64) {
         self.heard = None;
@@ -222,7 +229,8 @@ impl Line {
                     self.say = true;
                 }
             }
-            LinkState::Connected { .. } => self.fail(now_ns),
+            // The other end's connection is over, for its own reasons, and it is the one that pauses between failures.
+            LinkState::Connected { .. } => self.retire(now_ns),
             LinkState::Fresh => self.say |= !self.fits(&message),
             // It will be answered when there is a generation again.
             LinkState::Broken { .. } | LinkState::Draining { .. } => {}

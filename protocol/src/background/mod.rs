@@ -125,6 +125,8 @@ pub struct Background<C: Context, Z: Zoo = Sound> {
     board: Board,
     zoo: Z,
     pulse: Pulse,
+    /// Entries carry a checksum.
+    checksum: bool,
     boards: Boards<C>,
     wires: [PerPeer<Wire<C>>; Link::ALL.len()],
     peers: [PeerState; MAX_REPLICAS],
@@ -227,6 +229,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             boards: Boards::new(
                 &ctx, &board_pd, &board, log, board_qps, board_cq, thresholds,
             )?,
+            checksum: settings.wants_checksum(ctx.caps().placement),
             pulse: Pulse::new(beat_ns, settings.stuck_ns, now_ns),
             election: Election::new(&settings),
             granter,
@@ -251,7 +254,9 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
 
     /// Does what is to be done at `now_ns`, which never goes back.
     pub fn poll(&mut self, now_ns: u64) -> Pace {
-        let turn = self.pulse.poll(now_ns, self.shared.progress());
+        let turn = self
+            .pulse
+            .poll(now_ns, self.shared.progress(), self.shared.is_busy());
         if turn.stalled {
             self.counters.stalls += 1;
             self.boards.stalled();

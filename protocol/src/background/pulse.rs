@@ -5,6 +5,8 @@
 
 /// A poll that comes so many heartbeats after the last one is late: the replica was paused or starved.
 pub const STALL_BEATS: u64 = 4;
+/// An engine that is at something that takes long is stuck after so many times the usual time.
+pub const BUSY: u64 = 400;
 
 /// What a poll finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,7 @@ pub struct Pulse {
     progress: u64,
     /// The last time that there was progress.
     progress_ns: u64,
+    busy: bool,
 }
 
 impl Pulse {
@@ -37,11 +40,13 @@ impl Pulse {
             polled_ns: now_ns,
             progress: 0,
             progress_ns: now_ns,
+            busy: false,
         }
     }
 
-    /// One poll, with the replication engine's count of its own polls.
-    pub fn poll(&mut self, now_ns: u64, progress: u64) -> Turn {
+    /// One poll, with the replication engine's count of its own polls, and whether it said that it is at something that
+    /// takes long.
+    pub fn poll(&mut self, now_ns: u64, progress: u64, busy: bool) -> Turn {
         let gap_ns = now_ns.saturating_sub(std::mem::replace(&mut self.polled_ns, now_ns));
         let stalled = gap_ns > STALL_BEATS * self.heartbeat_ns;
         if progress != self.progress {
@@ -50,6 +55,7 @@ impl Pulse {
             // Who was paused here was not looking whether the other engine went on.
             self.progress_ns = self.progress_ns.saturating_add(gap_ns);
         }
+        self.busy = busy;
         let beat = now_ns >= self.next_ns;
         if beat {
             // Beats that were missed are not made up for.
@@ -65,7 +71,12 @@ impl Pulse {
 
     /// Whether the replication engine makes progress.
     pub fn is_fit(&self) -> bool {
-        self.polled_ns.saturating_sub(self.progress_ns) <= self.stuck_ns
+        let patience_ns = if self.busy {
+            BUSY * self.stuck_ns
+        } else {
+            self.stuck_ns
+        };
+        self.polled_ns.saturating_sub(self.progress_ns) <= patience_ns
     }
 
     /// When the next heartbeat is due.
@@ -83,20 +94,20 @@ mod tests {
         let mut pulse = Pulse::new(50, 500, 1000);
         let mut beats = Vec::new();
         for now in (1000..1300).step_by(7) {
-            if pulse.poll(now, now).beat {
+            if pulse.poll(now, now, false).beat {
                 beats.push(now);
             }
         }
         assert_eq!(beats, [1000, 1056, 1105, 1154, 1203, 1252]);
         assert_eq!(
-            pulse.poll(5000, 1),
+            pulse.poll(5000, 1, false),
             Turn {
                 beat: true,
                 stalled: true
             }
         );
         assert_eq!(
-            pulse.poll(5001, 2),
+            pulse.poll(5001, 2, false),
             Turn {
                 beat: false,
                 stalled: false
@@ -109,17 +120,17 @@ mod tests {
     fn without_progress_there_is_no_pulse_and_an_own_pause_is_not_blamed_on_the_other_engine() {
         let mut pulse = Pulse::new(50, 500, 0);
         for now in (0..=500).step_by(50) {
-            pulse.poll(now, 0);
+            pulse.poll(now, 0, false);
             assert!(pulse.is_fit(), "{now}");
         }
-        pulse.poll(550, 0);
+        pulse.poll(550, 0, false);
         assert!(!pulse.is_fit());
-        pulse.poll(600, 1);
+        pulse.poll(600, 1, false);
         assert!(pulse.is_fit());
-        pulse.poll(900_000, 1);
+        pulse.poll(900_000, 1, false);
         assert!(pulse.is_fit(), "both were paused");
         (900_050..900_700).step_by(50).for_each(|now| {
-            pulse.poll(now, 1);
+            pulse.poll(now, 1, false);
         });
         assert!(!pulse.is_fit());
     }

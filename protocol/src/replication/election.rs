@@ -8,10 +8,9 @@ use mu_verbs::{Context, PostError};
 use super::lane::{Op, Target};
 use super::leader::{Follower, Phase, Stage, note};
 use super::{Event, Replication};
-use crate::entry::{HEADER_BYTES, Kind};
+use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Ack, Role, header, row};
-use crate::limits::MAX_TRANSFER;
 use crate::log::{Found, Point, Source, find, look};
 use crate::machine::StateMachine;
 use crate::zoo::{Bug, Zoo};
@@ -24,8 +23,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return false;
         }
         let took = self.take_acks(now_ns);
-        let known = |f: &&Follower| f.voter && matches!(f.stage, Stage::Scanned(_));
-        let known = self.lead.followers.iter().filter(known).count();
+        let known = self.lead.known();
         let granted = self
             .lead
             .followers
@@ -47,7 +45,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let mut took = false;
         for slot in 0..self.lead.followers.len() {
             let follower = &self.lead.followers[slot];
+            let ack_of = follower.id;
             if follower.stage != Stage::Idle
+                || follower.barred_ns != 0
                 || self.board.mail(follower.id, row::ACK) != self.lead.epoch().0
             {
                 continue;
@@ -63,9 +63,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let fresh = ack.granted
                 && u64::from(ack.generation) == connected
                 && follower.taken != Some(ack);
-            if fresh && ack.epoch == self.lead.epoch() {
-                took = true;
+            if !fresh || ack.epoch != self.lead.epoch() {
+                continue;
+            }
+            took = true;
+            if self.lane.is_quiet(ack_of, ack.generation) {
                 self.prepare(slot, ack, now_ns);
+            } else {
+                // What was posted in an earlier epoch could still land, with the right that this one has got, on what
+                // another leader wrote in between: over a new connection it cannot.
+                let fault = &self.shared.peer(ack_of).log_fault;
+                fault.store(connected, Ordering::Release);
             }
         }
         took
@@ -116,18 +124,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             if !candidate {
                 return Ok(2);
             }
-            lane.scan(
-                log,
-                id,
-                target,
-                applied.at..applied.at + lane.scan_bytes().min(log.ring()),
-            )?;
+            let stretch = applied.at..applied.at + lane.scan_bytes().min(log.ring());
+            lane.read_stretch(log, id, target, Op::Scan, stretch)?;
             Ok(3)
         })();
         for _ in 0..*posted.as_ref().unwrap_or(&0) {
             follower.posted(now_ns);
         }
-        note(follower, posted.map(drop), counters, shared, *zoo);
+        if let Err(error) = posted {
+            // A full queue too: what was posted of it is for nothing, and the acknowledgement is taken again.
+            note(follower, Err(error), counters, shared, *zoo);
+            (follower.stage, follower.taken) = (Stage::Idle, None);
+        }
         if candidate && follower.stage == Stage::Preparing && zoo.has(Bug::SkipPrepare) {
             follower.stage = Stage::Scanned(Point::default());
         }
@@ -183,7 +191,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 break point.at > start.at;
             }
             match find(&window, point, max_entry, &mut self.payload, zoo) {
-                Found::Entry(header) => point = point.after(&header),
+                Found::Entry(header) => {
+                    self.lead.saw(&header, &self.payload);
+                    point = point.after(&header);
+                }
                 Found::Nothing | Found::Damaged => break false,
             }
         };
@@ -203,16 +214,22 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         }
         follower.stage = Stage::Scanning(point);
-        let posted = lane.scan(log, id, target, point.at..point.at + scan);
-        if posted.is_ok() {
-            follower.posted(now_ns);
+        match lane.read_stretch(log, id, target, Op::Scan, point.at..point.at + scan) {
+            Ok(()) => follower.posted(now_ns),
+            Err(error) => {
+                note(follower, Err(error), counters, shared, zoo);
+                (follower.stage, follower.taken) = (Stage::Idle, None);
+            }
         }
-        note(follower, posted, counters, shared, zoo);
     }
 
     /// The logs of a majority are known: takes the best.
     fn choose(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
         let own = self.own_end();
+        if self.lead.known() + 1 < self.quorum() {
+            // The own log says that one of them has another life by now, in which it promised nothing.
+            return;
+        }
         let mut best = (own, None);
         let voters = self.lead.followers.iter().filter(|f| f.voter);
         for (follower, end) in voters.filter_map(|f| match f.stage {
@@ -222,9 +239,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             // Everything that it applied or was told of lies in its log, unless it has been recycled: then this
             // replica lacks decided entries that the log cannot give it.
             let holds = follower.told.max(follower.matched);
-            if end.index < holds && !self.zoo.has(Bug::IgnoreLapped) {
+            // The position says it as well: it may be published before the index.
+            let lapped = end.index < holds || end.at < follower.applied_at;
+            if lapped && !self.zoo.has(Bug::IgnoreLapped) {
                 self.resign(each);
-                self.start_anew(each);
+                self.catch_up(Some(own.index), each);
                 return;
             }
             let better = match (
@@ -244,6 +263,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 self.lead.phase = Phase::Adopting {
                     from,
                     end,
+                    at: self.machine.applied().at,
                     asked: self.machine.applied().at,
                 };
                 if self.read_on(now_ns).is_break() {
@@ -255,7 +275,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// The end of the own log: everything valid after the last applied entry.
-    fn own_end(&mut self) -> Point {
+    pub(super) fn own_end(&mut self) -> Point {
         let mut point = self.machine.applied();
         while let Found::Entry(header) = find(
             &self.log,
@@ -264,6 +284,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             &mut self.payload,
             self.zoo,
         ) {
+            self.lead.saw(&header, &self.payload);
             point = point.after(&header);
         }
         point
@@ -271,23 +292,29 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Asks for the next stretch of the log that is being adopted. Breaks if that cannot be.
     fn read_on(&mut self, now_ns: u64) -> ControlFlow<()> {
-        let Phase::Adopting { from, end, asked } = self.lead.phase else {
+        let Phase::Adopting {
+            from, end, asked, ..
+        } = self.lead.phase
+        else {
             return ControlFlow::Break(());
         };
-        let until = end.at.min(asked + MAX_TRANSFER as u64);
+        let until = end
+            .at
+            .min(asked + self.lane.scan_bytes().min(self.log.ring()));
         let Self {
             lead, lane, log, ..
         } = self;
         lead.phase = Phase::Adopting {
             from,
             end,
+            at: asked,
             asked: until,
         };
         let Some(follower) = lead.follower(from) else {
             return ControlFlow::Break(());
         };
         if lane
-            .adopt(log, from, follower.target, asked..until)
+            .read_stretch(log, from, follower.target, Op::Adopt, asked..until)
             .is_err()
         {
             return ControlFlow::Break(());
@@ -296,15 +323,25 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         ControlFlow::Continue(())
     }
 
-    /// A stretch of the adopted log is in the own ring.
+    /// A stretch of the adopted log is here: puts it into the own ring, at the same positions.
     pub(super) fn adopted(
         &mut self,
         now_ns: u64,
         each: &mut impl FnMut(Event<'_>),
     ) -> ControlFlow<()> {
-        let Phase::Adopting { end, asked, .. } = self.lead.phase else {
+        let Phase::Adopting {
+            from,
+            end,
+            at,
+            asked,
+        } = self.lead.phase
+        else {
             return ControlFlow::Continue(());
         };
+        let len = (asked - at) as usize;
+        self.payload.resize(len, 0);
+        self.lane.window(from, at, len).read(at, &mut self.payload);
+        self.log.write(at, &self.payload);
         let proceeds = if asked < end.at {
             self.read_on(now_ns)
         } else if self.own_end().index >= end.index {
@@ -332,7 +369,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             .max()
             .unwrap_or(0);
         self.commit = self.commit.max(known.min(end.index));
-        self.counters.led += 1;
+        // What is known to be decided makes room in the ring.
+        while self.apply_decided(each) {}
         for slot in 0..self.lead.followers.len() {
             let Follower { id, stage, .. } = self.lead.followers[slot];
             match stage {
@@ -342,6 +380,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
         }
         self.lead.encoder.clear();
+        if !self.has_room(OVERHEAD_BYTES) {
+            // Leaders before this one used up the reserve, and nobody knows yet what of it is decided.
+            self.resign(each);
+            return;
+        }
+        self.counters.led += 1;
         self.append(Kind::Empty, now_ns);
         self.take_role(Role::Leader, self.lead.epoch(), each);
     }
@@ -353,16 +397,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         };
         let from = follower.applied_at;
-        let kept = end
-            .at
-            .saturating_sub(self.log.ring())
-            .max(self.lead.valid_from);
+        let kept = end.at.saturating_sub(self.log.ring());
         let whole = from >= kept
             && from <= end.at
             && (from >= self.lead.start_at || self.is_whole(follower));
         if !whole && from <= end.at {
-            // Too far behind for this log: it has to start anew, and sees that by the horizon.
-            self.lead.valid_from = self.lead.valid_from.max(self.lead.start_at);
+            // Too far behind for this log: it has to catch up otherwise, and sees that by the horizon. Those ahead of
+            // it are judged by themselves.
+            self.lead.valid_from = self.lead.valid_from.max(from + 1);
         }
         let skip = self.zoo.has(Bug::SkipFollowerUpdate);
         let Some(follower) = self.lead.follower(id) else {
@@ -390,7 +432,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             ..
         } = self;
         if let Some(follower) = lead.follower(id) {
-            let posted = follower.pump(lane, log, end, None, now_ns);
+            let posted = follower.pump(lane, log, end, now_ns);
             note(follower, posted, counters, shared, *zoo);
         }
     }

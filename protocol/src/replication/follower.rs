@@ -9,12 +9,14 @@ use std::ops::Range;
 
 use mu_verbs::Context;
 
+use super::lane::POLLED;
 use super::leader::Lead;
+use super::rejoin::Owed;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
-use crate::entry::{Header, Kind, admitted};
+use crate::entry::{Kind, admitted};
 use crate::ids::{Epoch, ReplicaId};
-use crate::layout::{Role, Standing, header, public};
+use crate::layout::{Role, header, public};
 use crate::limits::MAX_REPLICAS;
 use crate::log::{Found, Point, Source, find, look};
 use crate::machine::{Applied, StateMachine};
@@ -100,7 +102,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         // A new leader may have replaced entries that were seen; look again from what is certain, now and then.
-        self.follow.quiet += 1;
+        self.follow.quiet = self.follow.quiet.wrapping_add(1);
         if self.follow.quiet.is_multiple_of(64) {
             self.follow.seen = applied;
         }
@@ -114,23 +116,26 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         std::hint::black_box(sum);
     }
 
-    /// Applies what is decided and not applied, and says how far it came.
+    /// Applies what is decided and not applied, and says whether there was anything.
     #[inline]
     pub(super) fn apply_decided(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let before = self.machine.applied();
-        if before.index >= self.commit {
-            return false;
-        }
+        self.is_behind() && self.catch_up_applying(each)
+    }
+
+    /// There is something to apply.
+    #[inline(never)]
+    fn catch_up_applying(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
+        let before = self.machine.applied().index;
         for _ in 0..PER_POLL {
-            if self.machine.applied().index >= self.commit || !self.apply_next(each) {
+            if !self.apply_next(each) || !self.is_behind() {
                 break;
             }
         }
         let applied = self.machine.applied();
-        if applied.index == before.index {
+        if applied.index == before {
             return false;
         }
-        self.counters.applied += applied.index - before.index;
+        self.counters.applied += applied.index - before;
         self.board.set_public(public::APPLIED_AT, applied.at);
         self.board.set_public(public::APPLIED, applied.index);
         self.board.set_public(public::COMMIT, self.commit);
@@ -142,40 +147,33 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     fn apply_next(&mut self, each: &mut impl FnMut(Event<'_>)) -> bool {
         let point = self.machine.applied();
+        let (leads, epoch, first) = (self.lead.is_on(), self.lead.epoch(), self.lead.first);
+        let Lead {
+            encoder,
+            tickets,
+            fresh,
+            ..
+        } = &mut self.lead;
         // The leader still has the bytes of its last entry in private memory.
-        let fresh = self.lead.fresh(point.index + 1);
-        let header = match fresh {
-            Some(header) => header,
-            None => match find(
-                &self.log,
-                point,
-                self.max_entry,
-                &mut self.payload,
-                self.zoo,
-            ) {
-                Found::Entry(header) => header,
-                Found::Nothing | Found::Damaged => return false,
-            },
+        let fresh = fresh.as_ref().filter(|h| h.index == point.index + 1);
+        let fresh = fresh.and_then(|header| Some((header, encoder.payload(header)?)));
+        let read;
+        let (header, payload) = match fresh {
+            Some(entry) => entry,
+            None => {
+                let (log, payload) = (&self.log, &mut self.payload);
+                let Found::Entry(header) = find(log, point, self.max_entry, payload, self.zoo)
+                else {
+                    return false;
+                };
+                read = header;
+                (&read, &payload[..])
+            }
         };
         // Commands of this leadership have tickets, in this order.
-        let mine = self.lead.is_on()
-            && header.epoch == self.lead.epoch()
-            && header.index >= self.lead.first;
-        let Self {
-            machine,
-            lead,
-            payload,
-            zoo,
-            ..
-        } = self;
-        let Lead {
-            encoder, tickets, ..
-        } = lead;
-        let payload = fresh
-            .and_then(|header| encoder.payload(&header))
-            .unwrap_or(payload);
-        let index = header.index;
-        let applied = machine.apply(&header, payload, *zoo, |_, applied| {
+        let mine = leads && header.epoch == epoch && header.index >= first;
+        let (index, kind) = (header.index, header.kind);
+        let applied = self.machine.apply(header, payload, self.zoo, |_, applied| {
             if !mine || tickets.pending() == 0 {
                 return;
             }
@@ -189,20 +187,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 outcome,
             });
         });
-        let admitted = if header.kind == Kind::Admit {
-            admitted(payload)
-        } else {
-            None
-        };
         if applied.is_err() {
             self.halt(Stopped::BadPayload, each);
             return false;
         }
-        if let Some((id, incarnation)) = admitted {
+        if kind == Kind::Admit
+            && let Some((id, incarnation)) = admitted(payload)
+        {
             self.admit(id, incarnation, each);
         }
-        if header.index.is_multiple_of(self.settings.digest_interval) {
-            self.publish_digest(&header);
+        if index.is_multiple_of(self.settings.digest_interval) {
+            self.publish_digest(index);
         }
         true
     }
@@ -223,13 +218,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Publishes the digest after an entry, for the others to compare.
     #[inline(never)]
-    fn publish_digest(&mut self, header: &Header) {
-        let word = public::DIGEST + 2 * self.follow.digest_slot;
+    fn publish_digest(&mut self, index: u64) {
+        let first = public::DIGEST + public::DIGEST_WORDS * self.follow.digest_slot;
         self.follow.digest_slot ^= 1;
-        // The index goes first: a digest that does not fit it is no point.
-        self.board.set_public(word, header.index);
-        self.board
-            .set_public(word + 1, self.machine.digest() ^ mix([header.index]));
+        // Before the first store: the application may take its time.
+        let digest = self.machine.digest();
+        let point = [index, digest, mix([index, digest])];
+        for (word, value) in (first..).zip(point) {
+            self.board.set_public(word, value);
+        }
     }
 
     /// What a follower need not do at every poll: notices that it has been left behind, or that an entry is damaged.
@@ -238,15 +235,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.drop_completions();
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
-        if applied.index < self.commit {
-            let since = *self.follow.damaged_ns.get_or_insert(now_ns);
-            if now_ns.saturating_sub(since) > self.settings.completion_timeout_ns {
-                self.counters.damaged += 1;
-                self.start_anew(each);
-                return true;
-            }
-        } else {
-            self.follow.damaged_ns = None;
+        if self.is_stuck_at_damage(now_ns) {
+            self.catch_up(None, each);
+            return true;
         }
         if !self.is_left_behind(applied) {
             self.follow.behind_ns = None;
@@ -258,10 +249,23 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let since = *self.follow.behind_ns.get_or_insert(now_ns);
         let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
         if next.is_none() || late {
-            self.start_anew(each);
+            let end = self.own_end().index;
+            self.catch_up(Some(end), each);
             return true;
         }
         false
+    }
+
+    /// Whether a decided entry has not been readable for too long.
+    pub(super) fn is_stuck_at_damage(&mut self, now_ns: u64) -> bool {
+        if self.machine.applied().index >= self.commit {
+            self.follow.damaged_ns = None;
+            return false;
+        }
+        let since = *self.follow.damaged_ns.get_or_insert(now_ns);
+        let stuck = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
+        self.counters.damaged += u64::from(stuck);
+        stuck
     }
 
     /// Whether the leader no longer has what comes next here.
@@ -275,23 +279,27 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Completions of a leadership that is over.
     pub(super) fn drop_completions(&mut self) {
-        while self.lane.poll() != 0 {}
+        loop {
+            let n = self.lane.poll(POLLED);
+            if n == 0 {
+                return;
+            }
+            for place in 0..n {
+                // What is counted on the connection goes on.
+                let _ = self.lane.done(place);
+            }
+        }
     }
 
-    /// Gives the vote up and starts over as a new incarnation, by snapshot.
-    pub(super) fn start_anew(&mut self, each: &mut impl FnMut(Event<'_>)) {
+    /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own
+    /// log, if it is sound. The vote is kept, and rests until the state covers all that was acknowledged here.
+    pub(super) fn catch_up(&mut self, end: Option<u64>, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
-        // The vote goes first: whoever reads the new incarnation never reads the old vote with it.
-        self.stand(
-            Standing {
-                role: Role::Recovering,
-                voter: false,
-            },
-            Epoch::NONE,
-        );
-        self.incarnation = mix([self.incarnation, self.counters.rejoins]).max(1);
-        self.board.set_public(public::INCARNATION, self.incarnation);
+        self.rejoin.restart(Owed {
+            writer: Epoch(self.log.header(header::MIN_PROPOSAL)),
+            end,
+            until: self.machine.applied().at + self.log.ring(),
+        });
         self.take_role(Role::Recovering, Epoch::NONE, each);
-        self.rejoin.restart();
     }
 }

@@ -1,9 +1,9 @@
 //! The requests of the replication engine on the log links: what is posted, and what its completion says.
 //!
 //! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
-//! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and their
-//! completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes
-//! into a scratch area of that peer's, or straight into the own ring, at the same positions.
+//! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and
+//! their completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes into
+//! a scratch area of that peer's, or straight into the own ring, at the same positions.
 
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub(super) enum Op {
     MinProposal = 4,
     /// A stretch of the log was read into the scratch area.
     Scan = 5,
-    /// A stretch of the log was read into the own ring.
+    /// A stretch of the log that is adopted was read into the scratch area.
     Adopt = 6,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct Target {
 impl Target {
     fn remote(self, offset: usize) -> RemoteAddr {
         RemoteAddr {
-            addr: self.addr + offset as u64,
+            addr: self.addr.wrapping_add(offset as u64),
             rkey: self.rkey,
         }
     }
@@ -153,6 +153,11 @@ impl Counted {
         self.posted & COUNT
     }
 
+    /// Whether nothing that was posted on this connection can still be under way.
+    fn is_quiet(&self, generation: u16) -> bool {
+        self.generation != generation || self.next == self.posted & COUNT
+    }
+
     /// Whether a completion is the next, or one after others that were lost or not asked for: not one that came before.
     /// Those of another connection are not judged here.
     #[inline]
@@ -174,10 +179,35 @@ const _: () = assert!(
     "requests under way have different numbers"
 );
 
+/// The log link to one peer.
+struct Link<C: Context> {
+    qp: C::Qp,
+    counted: Counted,
+}
+
+impl<C: Context> Link<C> {
+    /// Posts a request, whose number is `tag` with the next sequence number.
+    #[inline]
+    fn post(
+        &mut self,
+        tag: Tag,
+        op: SendOp<'_, C::Mr, C::Mw>,
+        flags: SendFlags,
+    ) -> Result<(), PostError> {
+        let sequence = self.counted.number(tag.generation);
+        self.qp.post_send(&SendWr {
+            wr_id: Tag { sequence, ..tag }.to_id(),
+            op,
+            flags,
+        })?;
+        self.counted.posted = self.counted.posted.wrapping_add(1) & COUNT;
+        Ok(())
+    }
+}
+
 /// The log links of this replica.
 pub(super) struct Lane<C: Context> {
-    qps: PerPeer<C::Qp>,
-    counted: [Counted; MAX_REPLICAS],
+    links: PerPeer<Link<C>>,
     cq: C::Cq,
     /// What the last poll brought. Kept, so that a poll need not clear it.
     polled: [Completion; POLLED],
@@ -189,8 +219,17 @@ pub(super) struct Lane<C: Context> {
     inline_max: usize,
 }
 
-/// Completions of one poll.
-const POLLED: usize = 16;
+/// The last piece of several is signalled.
+fn only(last: bool) -> SendFlags {
+    if last {
+        SendFlags::SIGNALED
+    } else {
+        SendFlags::NONE
+    }
+}
+
+/// Completions of one poll, at most.
+pub(super) const POLLED: usize = 16;
 /// Where in a slot the stretch of the log begins.
 const SLOT_LOG: usize = 64;
 
@@ -214,13 +253,22 @@ impl<C: Context> Lane<C> {
         Ok(Self {
             log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
-            qps,
-            counted: [Counted::default(); MAX_REPLICAS],
+            links: qps.map(|qp| {
+                let counted = Counted::default();
+                qp.map(|qp| Link { qp, counted })
+            }),
             cq,
             polled: [Completion::EMPTY; POLLED],
             slot_bytes,
             inline_max: inline.unwrap_or(0).min(MAX_INLINE_ENTRY),
         })
+    }
+
+    /// Whether nothing that this engine posted to `peer` on the connection `generation` can still be under way.
+    pub(super) fn is_quiet(&self, peer: ReplicaId, generation: u32) -> bool {
+        self.links[peer.index()]
+            .as_ref()
+            .is_none_or(|link| link.counted.is_quiet(generation as u16 & COUNT))
     }
 
     /// Bytes of log that one scan reads: at least the largest entry.
@@ -236,7 +284,7 @@ impl<C: Context> Lane<C> {
 
     /// The slot of a peer: peers are numbered in the order of their queue pairs.
     fn slot(&self, peer: ReplicaId) -> usize {
-        self.qps[..peer.index()].iter().flatten().count() * self.slot_bytes
+        self.links[..peer.index()].iter().flatten().count() * self.slot_bytes
     }
 
     /// The header of `peer` that was read last.
@@ -255,27 +303,12 @@ impl<C: Context> Lane<C> {
         }
     }
 
+    /// The link to a peer, among all of them.
     #[inline]
-    fn post(
-        (qp, counted): (Option<&mut C::Qp>, &mut Counted),
-        tag: Tag,
-        op: SendOp<'_, C::Mr, C::Mw>,
-        signalled: bool,
-    ) -> Result<(), PostError> {
-        let qp = qp.expect("a queue pair for every peer");
-        let flags = if signalled {
-            SendFlags::SIGNALED
-        } else {
-            SendFlags::NONE
-        };
-        let sequence = counted.number(tag.generation);
-        qp.post_send(&SendWr {
-            wr_id: Tag { sequence, ..tag }.to_id(),
-            op,
-            flags,
-        })?;
-        counted.posted = counted.posted.wrapping_add(1) & COUNT;
-        Ok(())
+    fn link(links: &mut PerPeer<Link<C>>, peer: ReplicaId) -> &mut Link<C> {
+        links[peer.index()]
+            .as_mut()
+            .expect("a queue pair for every peer")
     }
 
     fn tag(peer: ReplicaId, to: Target, op: Op, value: u64) -> Tag {
@@ -303,15 +336,7 @@ impl<C: Context> Lane<C> {
             remote: to.remote(word * WORD),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Reads the header into the peer's slot.
@@ -326,106 +351,51 @@ impl<C: Context> Lane<C> {
             local: &local,
             remote: to.remote(0),
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
-    /// Reads a stretch of the peer's log into its slot.
-    pub(super) fn scan(
+    /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into
+    /// the own ring: a read that is under way when somebody else gets the right to write here would land over what that
+    /// one wrote.
+    pub(super) fn read_stretch(
         &mut self,
         log: &Log,
         peer: ReplicaId,
         to: Target,
+        op: Op,
         at: Range<u64>,
     ) -> Result<(), PostError> {
         let base = self.slot(peer) + SLOT_LOG;
         for (from, offset, len) in log.pieces(at.clone()) {
             let last = from + len as u64 == at.end;
-            let tag = Self::tag(peer, to, if last { Op::Scan } else { Op::Part }, 0);
-            let local = [Sge::new(
-                &self.scan_mr,
-                base + (from - at.start) as usize,
-                len,
-            )];
+            let tag = Self::tag(peer, to, if last { op } else { Op::Part }, 0);
+            let place = base + (from - at.start) as usize;
+            let local = [Sge::new(&self.scan_mr, place, len)];
             let op = SendOp::Read {
                 local: &local,
                 remote: to.remote(offset),
             };
-            Self::post(
-                (
-                    self.qps[peer.index()].as_mut(),
-                    &mut self.counted[peer.index()],
-                ),
-                tag,
-                op,
-                last,
-            )?;
+            Self::link(&mut self.links, peer).post(tag, op, only(last))?;
         }
         Ok(())
     }
 
-    /// Reads a stretch of the peer's log into the own ring, at the same positions.
-    pub(super) fn adopt(
-        &mut self,
-        log: &Log,
-        peer: ReplicaId,
-        to: Target,
-        at: Range<u64>,
-    ) -> Result<(), PostError> {
-        for (from, offset, len) in log.pieces(at.clone()) {
-            let last = from + len as u64 == at.end;
-            let tag = Self::tag(peer, to, if last { Op::Adopt } else { Op::Part }, 0);
-            let local = [Sge::new(&self.log_mr, offset, len)];
-            let op = SendOp::Read {
-                local: &local,
-                remote: to.remote(offset),
-            };
-            Self::post(
-                (
-                    self.qps[peer.index()].as_mut(),
-                    &mut self.counted[peer.index()],
-                ),
-                tag,
-                op,
-                last,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Writes one whole entry from private memory. It must take it inline and not straddle the ring's end.
+    /// Writes one whole entry from private memory to byte `offset` of the peer's log. It must take it inline.
     #[inline]
     pub(super) fn write_inline(
         &mut self,
-        log: &Log,
         peer: ReplicaId,
         to: Target,
-        (at, index): (u64, u64),
+        (offset, index): (usize, u64),
         bytes: &[u8],
     ) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, Op::Entries, index);
-        let remote = to.remote(log.offset(at));
         let op = SendOp::Write {
             payload: Payload::Inline(bytes),
-            remote,
+            remote: to.remote(offset),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            op,
-            true,
-        )
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
@@ -452,33 +422,25 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        Self::post(
-            (
-                self.qps[peer.index()].as_mut(),
-                &mut self.counted[peer.index()],
-            ),
-            tag,
-            write,
-            true,
-        )?;
+        Self::link(&mut self.links, peer).post(tag, write, SendFlags::SIGNALED)?;
         Ok(end)
     }
 
-    /// Takes completions in, and says how many.
+    /// Takes completions in, at most `limit`, and says how many.
     #[inline]
-    pub(super) fn poll(&mut self) -> usize {
-        self.cq.poll(&mut self.polled)
+    pub(super) fn poll(&mut self, limit: usize) -> usize {
+        self.cq.poll(&mut self.polled[..limit])
     }
 
-    /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked once
-    /// for each, in order.
+    /// Completion `n` of the last poll, if a request of this engine made it and it has not come before. To be asked
+    /// once for each, in order.
     #[inline]
     pub(super) fn done(&mut self, n: usize) -> Option<Done> {
         let completion = &self.polled[n];
         let ok = completion.status == WcStatus::SUCCESS;
         let tag = Tag::from_id(completion.wr_id)?;
-        let is_next = self.counted[tag.peer.index()].is_next(tag);
-        is_next.then_some(Done { tag, ok })
+        let link = self.links[tag.peer.index()].as_mut()?;
+        link.counted.is_next(tag).then_some(Done { tag, ok })
     }
 }
 
@@ -552,7 +514,7 @@ mod tests {
             value: 0,
         };
         let mut counted = Counted::default();
-        for round in 0..3 * u16::from(COUNT) {
+        for round in 0..3 * COUNT {
             let number = counted.number(7);
             counted.posted = (number + 1) & COUNT;
             assert!(

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use mu_verbs::sync::Ordering;
 use mu_verbs::{Context, PostError};
 
-use super::lane::{Done, Lane, Op, Target};
+use super::lane::{Done, Lane, Op, POLLED, Target};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
-use crate::entry::{Encoder, Header, Kind, admit};
+use crate::entry::{Encoder, Header, Kind, admit, admitted};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Ack, Role, header, public};
 use crate::limits::MAX_REPLICAS;
@@ -16,6 +16,11 @@ use crate::log::{Log, Point};
 use crate::machine::StateMachine;
 use crate::shared::Shared;
 use crate::zoo::{Bug, Zoo};
+
+/// See [`Replication::reserve`].
+const RESERVE_BYTES: u64 = 64 << 10;
+/// A follower that was cut off is left alone for so many times as long as it held the ring up.
+const BARRED: u64 = 4;
 
 /// How far a leadership is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +35,9 @@ pub(super) enum Phase {
         from: ReplicaId,
         /// Its end.
         end: Point,
-        /// Up to where it has been asked for.
+        /// The stretch that is being read begins here.
+        at: u64,
+        /// And ends here.
         asked: u64,
     },
     /// Commands are accepted.
@@ -77,6 +84,8 @@ pub(super) struct Follower {
     pub(super) proposed: u64,
     /// A full queue counted as a failure (a bug of the zoo).
     pub(super) overflowed: bool,
+    /// It was cut off, and is left alone until then; 0 if not.
+    pub(super) barred_ns: u64,
 }
 
 impl Follower {
@@ -95,10 +104,17 @@ impl Follower {
             since_ns: 0,
             proposed: 0,
             overflowed: false,
+            barred_ns: 0,
         }
     }
 
+    /// The life that granted.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.taken.map_or(0, |ack| ack.incarnation)
+    }
+
     /// One more signalled request was posted.
+    #[inline]
     pub(super) fn posted(&mut self, now_ns: u64) {
         if self.outstanding == 0 {
             self.since_ns = now_ns;
@@ -106,24 +122,18 @@ impl Follower {
         self.outstanding += 1;
     }
 
-    /// Posts what it lacks up to `end`. `last` is the last entry's place and its bytes in private memory.
-    #[inline]
+    /// Posts what it lacks up to `end`, from the log.
+    #[inline(never)]
     pub(super) fn pump<C: Context>(
         &mut self,
         lane: &mut Lane<C>,
         log: &Log,
         end: Point,
-        last: Option<(u64, &[u8])>,
         now_ns: u64,
     ) -> Result<(), PostError> {
         while self.sent < end.at {
-            self.sent = match last {
-                Some((at, bytes)) if at == self.sent => {
-                    lane.write_inline(log, self.id, self.target, (at, end.index), bytes)?;
-                    end.at
-                }
-                _ => lane.write_log(log, self.id, self.target, self.sent..end.at, end.index)?,
-            };
+            let lacks = self.sent..end.at;
+            self.sent = lane.write_log(log, self.id, self.target, lacks, end.index)?;
             self.posted(now_ns);
         }
         Ok(())
@@ -137,6 +147,15 @@ impl Follower {
             commit.min(self.matched)
         }
     }
+}
+
+/// Which life of a replica was admitted, and where that stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Admission {
+    epoch: Epoch,
+    index: u64,
+    /// 0 for a founder, whose first life needs no admission.
+    incarnation: u64,
 }
 
 /// A planned change of leader.
@@ -191,9 +210,11 @@ pub(super) struct Lead {
     time_ns: u64,
     pub(super) followers: Vec<Follower>,
     slots: [usize; MAX_REPLICAS],
+    /// The last admission of each replica in any log that was seen.
+    admissions: [Admission; MAX_REPLICAS],
     pub(super) encoder: Encoder,
-    /// The entry whose payload the encoder still holds.
-    fresh: Option<Header>,
+    /// The entry whose payload the encoder may still hold.
+    pub(super) fresh: Option<Header>,
     pub(super) tickets: Tickets,
     pub(super) proof: Proof,
     handover: Option<Handover>,
@@ -221,6 +242,7 @@ impl Lead {
             time_ns: 0,
             followers,
             slots,
+            admissions: [Admission::default(); MAX_REPLICAS],
             encoder,
             fresh: None,
             tickets: Tickets::default(),
@@ -263,13 +285,7 @@ impl Lead {
         self.tickets.pending()
     }
 
-    /// Entry `index`, if the encoder still holds its payload.
     #[inline]
-    pub(super) fn fresh(&self, index: u64) -> Option<Header> {
-        self.fresh
-            .filter(|header| header.index == index && self.encoder.payload(header).is_some())
-    }
-
     pub(super) fn follower(&mut self, id: ReplicaId) -> Option<&mut Follower> {
         self.followers.get_mut(self.slots[id.index()])
     }
@@ -305,7 +321,17 @@ impl Lead {
     }
 
     /// A new leadership, with nobody confirmed.
-    pub(super) fn begin(&mut self, epoch: Epoch, applied: Point, now_ns: u64) {
+    pub(super) fn begin(
+        &mut self,
+        epoch: Epoch,
+        applied: Point,
+        admitted: &[u64; MAX_REPLICAS],
+        now_ns: u64,
+    ) {
+        self.admissions = admitted.map(|incarnation| Admission {
+            incarnation,
+            ..Admission::default()
+        });
         self.epoch = epoch;
         self.phase = Phase::Granting;
         (self.start_at, self.valid_from) = (applied.at, 0);
@@ -316,27 +342,59 @@ impl Lead {
         }
     }
 
+    /// Voters whose logs are known, by a grant of the life that was admitted last.
+    pub(super) fn known(&self) -> usize {
+        let known = self
+            .followers
+            .iter()
+            .filter(|f| f.voter && matches!(f.stage, Stage::Scanned(_)));
+        known
+            .filter(|f| {
+                let admitted = self.admissions[f.id.index()].incarnation;
+                admitted == 0 || admitted == f.incarnation()
+            })
+            .count()
+    }
+
+    /// An entry of a log that may be adopted.
+    pub(super) fn saw(&mut self, header: &Header, payload: &[u8]) {
+        self.time_ns = self.time_ns.max(header.time_ns);
+        if header.kind != Kind::Admit {
+            return;
+        }
+        if let Some((id, incarnation)) = admitted(payload) {
+            let known = &mut self.admissions[id.index()];
+            let seen = Admission {
+                epoch: header.epoch,
+                index: header.index,
+                incarnation,
+            };
+            if (seen.epoch, seen.index) > (known.epoch, known.index) {
+                *known = seen;
+            }
+        }
+    }
+
     /// The highest index that `quorum` logs hold, the own one included, whatever its epoch.
     #[inline]
     fn agreed(&self, quorum: usize, learners: bool) -> u64 {
-        let mut matched = [0; MAX_REPLICAS];
-        let mut n = 0;
+        let others = quorum - 1;
+        if others == 0 {
+            return self.end.index;
+        }
+        // The highest so many, in descending order.
+        let mut highest = [0; MAX_REPLICAS / 2];
         for follower in &self.followers {
             if follower.stage == Stage::Confirmed && (follower.voter || learners) {
-                matched[n] = follower.matched;
-                n += 1;
+                let mut matched = follower.matched;
+                for place in &mut highest[..others] {
+                    if matched > *place {
+                        std::mem::swap(&mut matched, place);
+                    }
+                }
             }
         }
-        let others = quorum - 1;
-        match others {
-            0 => self.end.index,
-            _ if n < others => 0,
-            1 => matched[..n].iter().copied().max().unwrap_or(0),
-            _ => {
-                matched[..n].sort_unstable_by(|a, b| b.cmp(a));
-                matched[others - 1]
-            }
-        }
+        highest[others - 1]
     }
 
     /// The lowest position that somebody who is being written, or the own application, may still need.
@@ -357,7 +415,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.zoo.has(Bug::HalfQuorum) {
             return self.settings.members.len().div_ceil(2);
         }
-        self.settings.members.quorum()
+        self.quorum
     }
 
     /// One turn of a leader or candidate.
@@ -388,7 +446,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.end_leadership(each);
         let able = self.standing.role == Role::Follower && self.standing.voter;
         if candidate > self.lead.epoch && able && self.stopped.is_none() {
-            self.lead.begin(candidate, self.machine.applied(), now_ns);
+            let applied = self.machine.applied();
+            self.lead
+                .begin(candidate, applied, &self.follow.admitted, now_ns);
+            self.lead.time_ns = self.lead.time_ns.max(self.machine.time_ns());
+            self.board.set_public(public::HORIZON, 0);
             self.take_role(Role::Candidate, candidate, each);
         }
     }
@@ -399,7 +461,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.end_leadership(each);
     }
 
-    /// Ends the leadership, if there is one: what was not decided ends as unknown, what was not even written as not led.
+    /// Ends the leadership, if there is one: what was not decided ends as unknown, what was not even written as not
+    /// led.
     pub(super) fn end_leadership(&mut self, each: &mut impl FnMut(Event<'_>)) {
         if !self.lead.is_on() {
             return;
@@ -445,7 +508,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.encoder.count() == 0 {
             return false;
         }
-        if !self.has_room(self.lead.encoder.size()) {
+        if !self.has_room(self.lead.encoder.size() + self.reserve()) {
             self.counters.ring_full += 1;
             self.lead.full_ns.get_or_insert(now_ns);
             return false;
@@ -453,6 +516,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.full_ns = None;
         self.append(Kind::Commands, now_ns);
         true
+    }
+
+    /// Bytes of the ring that are kept for the first entries of later leaders, none of which may come to be decided.
+    #[inline]
+    fn reserve(&self) -> usize {
+        (self.log.ring() / 4).min(RESERVE_BYTES) as usize
     }
 
     /// Whether an entry of `bytes` can be written without touching what somebody needs.
@@ -487,9 +556,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline(never)]
     fn refresh_applied(&mut self) {
         for follower in &mut self.lead.followers {
-            let said = self.shared.peer(follower.id).public(public::APPLIED_AT);
-            // A position ahead of the own log would be nonsense, and then nothing is taken from it.
-            if said <= self.lead.end.at {
+            let peer = self.shared.peer(follower.id);
+            let said = peer.public(public::APPLIED_AT);
+            // What another life of it said counts for nothing; a position ahead of the own log would be nonsense.
+            if peer.public(public::INCARNATION) == follower.incarnation()
+                && said <= self.lead.end.at
+            {
                 follower.applied_at = follower.applied_at.max(said);
             }
         }
@@ -528,16 +600,25 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let at = lead.end.at;
         let (header, bytes) = lead.encoder.finish(header, self.checksum);
         log.write(at, bytes);
+        shared.own_log_written();
         lead.end = lead.end.after(&header);
         lead.appended_ns = now_ns;
         let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
-        let last = inline.then_some((at, bytes));
-        for follower in lead
-            .followers
-            .iter_mut()
-            .filter(|f| f.stage == Stage::Confirmed)
-        {
-            let posted = follower.pump(lane, log, lead.end, last, now_ns);
+        let place = (log.offset(at), index);
+        for follower in &mut lead.followers {
+            if follower.stage != Stage::Confirmed {
+                continue;
+            }
+            let posted = if inline && follower.sent == at {
+                let posted = lane.write_inline(follower.id, follower.target, place, bytes);
+                if posted.is_ok() {
+                    follower.sent = lead.end.at;
+                    follower.posted(now_ns);
+                }
+                posted
+            } else {
+                follower.pump(lane, log, lead.end, now_ns)
+            };
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
@@ -547,15 +628,22 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Looks at completions, and sends on what did not fit before.
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let n = self.lane.poll();
-        for place in 0..n {
-            if let Some(done) = self.lane.done(place)
-                && self.completed(done, now_ns, each).is_break()
-            {
-                return true;
+        let mut any = false;
+        // First as many as a majority may need, so that nobody waits for the others.
+        for limit in [(self.quorum() - 1).max(1), POLLED] {
+            let n = self.lane.poll(limit);
+            any |= n != 0;
+            for place in 0..n {
+                if let Some(done) = self.lane.done(place)
+                    && self.completed(done, now_ns, each).is_break()
+                {
+                    return true;
+                }
             }
-            // A majority may not need the completions that came with this one.
-            if place + 1 < n && self.lead.phase == Phase::Leading {
+            if n < limit {
+                break;
+            }
+            if self.lead.phase == Phase::Leading {
                 self.decide(each);
             }
         }
@@ -570,14 +658,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         } = self;
         for follower in lead.followers.iter_mut() {
             if follower.stage == Stage::Confirmed && follower.sent < lead.end.at {
-                let posted = follower.pump(lane, log, lead.end, None, now_ns);
+                let posted = follower.pump(lane, log, lead.end, now_ns);
                 note(follower, posted, counters, shared, *zoo);
             }
         }
         if self.zoo.has(Bug::AbortOnFullQueue) && self.lead.followers.iter().any(|f| f.overflowed) {
             self.resign(each);
         }
-        n != 0
+        any
     }
 
     /// One completion. Breaks if the leadership ended over it.
@@ -659,6 +747,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.phase != Phase::Leading {
             return false;
         }
+        if self.is_stuck_at_damage(now_ns) {
+            self.resign(each);
+            self.catch_up(None, each);
+            return true;
+        }
         self.take_acks(now_ns);
         self.refresh_applied();
         self.note_voters();
@@ -677,12 +770,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Drops followers whose connection changed or whose requests take too long.
     fn watch_links(&mut self, now_ns: u64) {
         let timeout_ns = self.settings.completion_timeout_ns;
-        for follower in self
-            .lead
-            .followers
-            .iter_mut()
-            .filter(|f| f.stage != Stage::Idle)
-        {
+        for follower in self.lead.followers.iter_mut() {
+            if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
+                // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
+                follower.barred_ns = 0;
+                lose(follower, &self.shared, &mut self.counters);
+            }
+            if follower.stage == Stage::Idle {
+                continue;
+            }
             let connected = self
                 .shared
                 .peer(follower.id)
@@ -692,23 +788,27 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 follower.outstanding != 0 && now_ns.saturating_sub(follower.since_ns) > timeout_ns;
             if connected != u64::from(follower.target.generation) || late {
                 lose(follower, &self.shared, &mut self.counters);
+                if matches!(self.lead.phase, Phase::Adopting { from, .. } if from == follower.id) {
+                    self.lead.phase = Phase::Granting;
+                }
             }
         }
     }
 
-    /// A learner that says that it was admitted, in the incarnation that this replica saw admitted, counts from now on.
+    /// A learner that says that it was admitted, in the incarnation that granted and that this replica saw admitted,
+    /// counts from now on.
     fn note_voters(&mut self) {
-        for follower in self
+        let learners = self
             .lead
             .followers
             .iter_mut()
-            .filter(|f| f.stage == Stage::Confirmed && !f.voter)
-        {
+            .filter(|f| f.stage == Stage::Confirmed && !f.voter);
+        for follower in learners {
             let peer = self.shared.peer(follower.id);
-            let incarnation = peer.public(public::INCARNATION);
-            let known =
-                incarnation != 0 && self.follow.admitted[follower.id.index()] == incarnation;
-            follower.voter = known && peer.standing().voter;
+            let incarnation = follower.incarnation();
+            let admitted = self.follow.admitted[follower.id.index()] == incarnation;
+            let current = peer.public(public::INCARNATION) == incarnation;
+            follower.voter = admitted && current && peer.standing().voter;
         }
     }
 
@@ -717,16 +817,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         for slot in 0..self.lead.followers.len() {
             let follower = self.lead.followers[slot];
             let peer = self.shared.peer(follower.id);
-            let incarnation = peer.public(public::INCARNATION);
+            let incarnation = follower.incarnation();
             let due = follower.stage == Stage::Confirmed
                 && !follower.voter
                 && peer.standing().role == Role::Learner
-                && incarnation != 0
+                && peer.public(public::INCARNATION) == incarnation
                 && follower.proposed != incarnation
                 && follower.matched >= self.commit
                 && follower.sent == self.lead.end.at;
             // The payload shares the encoder with the commands, which have been flushed unless the ring is full.
-            if due && self.lead.encoder.count() == 0 && self.has_room(128) {
+            if due && self.lead.encoder.count() == 0 && self.has_room(128 + self.reserve()) {
                 self.lead.followers[slot].proposed = incarnation;
                 self.lead.encoder.raw(&admit(follower.id, incarnation));
                 self.append(Kind::Admit, now_ns);
@@ -817,6 +917,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let slowest = slowest.filter(|f| f.applied_at == needed && f.applied_at < applied.at);
         if let Some(follower) = slowest.into_iter().find(|f| !f.voter || spare > 0) {
             follower.stage = Stage::Idle;
+            follower.barred_ns = now_ns + BARRED * self.settings.cut_off_ns;
             self.counters.cut_off += 1;
             self.lead.full_ns = Some(now_ns);
         }

@@ -1,9 +1,9 @@
 //! The replication engine: the thread that proposes, replays and catches up.
 //!
-//! [`Replication::poll`] does whatever the replica's role asks for and hands outcomes to the caller's closure. A leader's
-//! `submit`, `poll`, answer is the whole path of a command: encode into the own log, one one-sided write a follower,
-//! completions, count, apply. Nothing on it allocates, locks, enters the kernel or dispatches dynamically (the application's
-//! own code apart).
+//! [`Replication::poll`] does whatever the replica's role asks for and hands outcomes to the caller's closure. A
+//! leader's `submit`, `poll`, answer is the whole path of a command: encode into the own log, one one-sided write a
+//! follower, completions, count, apply. Nothing on it allocates, locks, enters the kernel or dispatches dynamically
+//! (the application's own code apart).
 
 mod election;
 mod follower;
@@ -15,7 +15,7 @@ mod snapshot;
 
 use std::sync::Arc;
 
-use mu_verbs::{Context, Error, Memory, Placement};
+use mu_verbs::{Context, Error, Memory};
 
 pub use lane::PerPeer;
 
@@ -25,13 +25,13 @@ use crate::layout::{Role, Standing, public};
 use crate::limits::MAX_READS;
 use crate::log::{Log, Point};
 use crate::machine::{Machine, StateMachine};
-use crate::settings::{Checksum, Settings, SettingsError};
+use crate::settings::{Settings, SettingsError};
 use crate::shared::{Board, Halt, Shared};
 use crate::zoo::{Sound, Zoo};
 use follower::Follow;
 use lane::Lane;
 use leader::Lead;
-use rejoin::Rejoin;
+use rejoin::{CHUNK, Rejoin};
 use snapshot::Donor;
 
 /// What the engine stands on. The queue pairs are in RESET; the background engine connects them.
@@ -244,6 +244,8 @@ pub struct Replication<C: Context, S: StateMachine, Z: Zoo = Sound> {
     /// Entries get a checksum.
     checksum: bool,
     max_entry: usize,
+    /// A majority of the members.
+    quorum: usize,
     standing: Standing,
     stopped: Option<Stopped>,
     /// The commit index: everything up to it is decided.
@@ -291,9 +293,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             parts.log_cq,
             max_entry,
         )?;
-        let rejoin = Rejoin::new(&ctx, &board_pd, &log, parts.pull_qps, parts.pull_cq)?;
-        let checksum = settings.checksum == Checksum::Always
-            || ctx.caps().placement != Placement::WholeMessage;
+        // A stretch of log that holds any entry, and leaves the ring alone in which it is put.
+        let stretch = max_entry
+            .next_multiple_of(64)
+            .max(CHUNK.min(settings.ring_bytes / 2));
+        let rejoin = Rejoin::new(&ctx, &board_pd, stretch, parts.pull_qps, parts.pull_cq)?;
+        let checksum = settings.wants_checksum(ctx.caps().placement);
         let role = if settings.form {
             Role::Follower
         } else {
@@ -306,6 +311,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             wall_offset_ns: parts.wall_offset_ns,
             checksum,
             max_entry,
+            quorum: settings.members.quorum(),
             standing: Standing::default(),
             stopped: None,
             commit: 0,
@@ -384,12 +390,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline]
     pub fn poll(&mut self, now_ns: u64, mut each: impl FnMut(Event<'_>)) -> Pace {
         self.shared.advance();
+        // The promise is read before the candidacy: see `Shared::leave`.
+        let promised = self.shared.promised();
         let candidate = self.shared.candidate();
         let mut worked = false;
         if self.lead.is_on() || (candidate != Epoch::NONE && candidate != self.lead.epoch()) {
             worked |= self.poll_leader(now_ns, &mut each);
         }
         if !self.lead.is_on() {
+            if candidate == Epoch::NONE {
+                self.shared.leave(promised);
+            }
             worked |= self.poll_follower(now_ns, &mut each);
         }
         if now_ns >= self.chores_ns {
@@ -464,6 +475,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Whether entries that are known to be decided wait to be applied.
+    #[inline]
     pub fn is_behind(&self) -> bool {
         self.machine.applied().index < self.commit
     }

@@ -1,8 +1,8 @@
 //! Linearizable reads without an entry: rounds of writes that prove leadership.
 //!
-//! A read that was asked for before a round was posted is answered when a majority's writes of that round have succeeded
-//! and the own promise still stands: until then no other leader can have had a majority, so everything decided before the
-//! round is known here. One round at a time; reads that come meanwhile share the next.
+//! A read that was asked for before a round was posted is answered when a majority's writes of that round have
+//! succeeded and the own promise still stands: until then no other leader can have had a majority, so everything
+//! decided before the round is known here. One round at a time; reads that come meanwhile share the next.
 
 use std::ops::Range;
 
@@ -26,6 +26,8 @@ pub(super) struct Proof {
     /// Who has confirmed it.
     by: Members,
     posted_ns: u64,
+    /// What was known to be decided when the round was posted: the reads see at least that.
+    needs: u64,
 }
 
 impl Proof {
@@ -72,15 +74,21 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !under_way || late {
             proof.round += 1;
             (proof.covers, proof.by, proof.posted_ns) = (proof.asked, Members::NONE, now_ns);
+            proof.needs = self.commit;
             let round = proof.round;
             self.post_proof(round, now_ns);
         }
-        let proven = self.lead.proof.by.len() + 1 >= self.quorum()
-            && self.shared.still_promised(self.lead.epoch());
+        let proven = self.lead.proof.by.len() + 1 >= self.quorum() && {
+            self.shared.own_log_written();
+            self.shared.still_promised(self.lead.epoch())
+        };
         if !(proven || self.zoo.has(Bug::ReadWithoutProof)) {
             return !under_way;
         }
-        // A leader has applied all that it knows to be decided.
+        // A backlog is applied over several polls.
+        if self.machine.applied().index < self.lead.proof.needs {
+            return true;
+        }
         let outcome = ReadOutcome::Ready {
             index: self.machine.applied().index,
         };

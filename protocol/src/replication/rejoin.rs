@@ -10,22 +10,26 @@ use std::ops::Range;
 use mu_verbs::sync::Ordering;
 use mu_verbs::{
     Access, Completion, CompletionQueue, Context, Error, MemoryRegion, QueuePair, RemoteAddr,
-    SendFlags, SendOp, SendWr, Sge, WcStatus,
+    SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
 };
 
 use super::lane::PerPeer;
 use super::{Event, Replication};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Role, SnapshotAnswer, public, row};
-use crate::log::{Found, Log, Point, find};
+use crate::log::{Found, Point, find};
 use crate::machine::StateMachine;
 use crate::shared::Peer;
 use crate::zoo::Zoo;
 
-/// Bytes of one read.
-const CHUNK: usize = 256 << 10;
+/// Bytes of a stretch of the log, if no entry is longer and the ring allows it.
+pub(super) const CHUNK: usize = 256 << 10;
 /// The log is pulled until the donor is at most so many bytes ahead; the leader brings the rest.
 const CLOSE: u64 = 64 << 10;
+
+/// Low bits of a request's number, which tell the requests of a round apart.
+const ROUND_BITS: u32 = 6;
+const ROUND: u64 = (1 << ROUND_BITS) - 1;
 
 /// How far the matter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +51,44 @@ enum Step {
     },
 }
 
+/// What a replica that was left behind has to cover before its vote counts again: everything that it acknowledged and
+/// that may be decided by that. Any one of these does:
+///
+/// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in
+///   it: later leaders write the same bytes over it.
+/// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
+/// - A state that reaches one ring beyond what was applied: no leader writes further than that.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owed {
+    /// The last index of the own log, if that was sound.
+    pub(super) end: Option<u64>,
+    /// The highest epoch in which a leader prepared here.
+    pub(super) writer: Epoch,
+    /// One ring beyond what was applied.
+    pub(super) until: u64,
+}
+
+impl Owed {
+    fn is_covered(&self, by: Point) -> bool {
+        self.end.is_some_and(|end| by.index >= end) || by.epoch > self.writer || by.at >= self.until
+    }
+}
+
 /// What the matter needs.
 pub(super) struct Rejoin<C: Context> {
     qps: PerPeer<C::Qp>,
     cq: C::Cq,
-    /// The own log, to be read into.
-    log_mr: C::Mr,
+    /// Room for two stretches of the log, or one piece of a snapshot.
     scratch: C::Mr,
+    stretch: usize,
     step: Step,
+    /// What has to be covered, if this replica still has its vote.
+    owed: Option<Owed>,
     since_ns: u64,
     requests: u64,
-    /// Requests in flight that have not completed.
-    outstanding: u32,
+    /// Requests of this round that were posted, and which of them have completed: a completion can come twice.
+    posted: u32,
+    done: u64,
     failed: bool,
     bytes: Vec<u8>,
     /// Donors that did not help, until all have been tried.
@@ -71,20 +101,22 @@ impl<C: Context> Rejoin<C> {
     pub(super) fn new(
         ctx: &C,
         pd: &C::Pd,
-        log: &Log,
+        stretch: usize,
         qps: PerPeer<C::Qp>,
         cq: C::Cq,
     ) -> Result<Self, Error> {
-        let scratch = ctx.alloc_memory(CHUNK)?;
+        let scratch = ctx.alloc_memory(2 * stretch)?;
         Ok(Self {
-            log_mr: ctx.reg_mr(pd, log.memory(), 0..log.memory().len(), Access::LOCAL_WRITE)?,
+            stretch,
             scratch: ctx.reg_mr(pd, &scratch, 0..scratch.len(), Access::LOCAL_WRITE)?,
             qps,
             cq,
             step: Step::Begin,
+            owed: None,
             since_ns: 0,
             requests: 0,
-            outstanding: 0,
+            posted: 0,
+            done: 0,
             failed: false,
             bytes: Vec::new(),
             tried: Members::NONE,
@@ -92,60 +124,53 @@ impl<C: Context> Rejoin<C> {
         })
     }
 
-    pub(super) fn restart(&mut self) {
+    pub(super) fn restart(&mut self, owed: Owed) {
         self.step = Step::Begin;
         self.bytes = Vec::new();
+        self.owed = Some(owed);
     }
 
     fn go(&mut self, step: Step, now_ns: u64) {
         (self.step, self.since_ns, self.failed) = (step, now_ns, false);
     }
 
-    /// Reads `len` bytes at `remote` into a registration. The number of the request tells rounds apart.
-    fn read(
-        &mut self,
-        donor: ReplicaId,
-        remote: RemoteAddr,
-        into: Into,
-        offset: usize,
-        len: usize,
-    ) {
-        let mr = match into {
-            Into::Log => &self.log_mr,
-            Into::Scratch => &self.scratch,
-        };
-        let local = [Sge::new(mr, offset, len)];
+    /// Reads `len` bytes at `remote` into the scratch area. The number of the request tells rounds apart.
+    fn read(&mut self, donor: ReplicaId, remote: RemoteAddr, offset: usize, len: usize) {
+        let local = [Sge::new(&self.scratch, offset, len)];
         let op = SendOp::Read {
             local: &local,
             remote,
         };
         let wr = SendWr {
-            wr_id: self.requests,
+            wr_id: self.requests << ROUND_BITS | u64::from(self.posted),
             op,
             flags: SendFlags::SIGNALED,
         };
         match self.qps[donor.index()].as_mut().map(|qp| qp.post_send(&wr)) {
-            Some(Ok(())) => self.outstanding += 1,
+            Some(Ok(())) => self.posted += 1,
             _ => self.failed = true,
         }
+    }
+
+    /// Begins another round: completions of earlier ones belong to it no more.
+    fn round(&mut self) {
+        self.requests += 1;
+        (self.posted, self.done) = (0, 0);
     }
 
     /// Takes completions in; true when all requests of this round are done.
     fn settled(&mut self) -> bool {
         let mut polled = [Completion::EMPTY; 16];
         let n = self.cq.poll(&mut polled);
-        for completion in polled[..n].iter().filter(|c| c.wr_id == self.requests) {
-            self.outstanding = self.outstanding.saturating_sub(1);
-            self.failed |= completion.status != WcStatus::SUCCESS;
+        for completion in &polled[..n] {
+            let (round, number) = (completion.wr_id >> ROUND_BITS, completion.wr_id & ROUND);
+            if round == self.requests {
+                self.done |= 1 << number;
+                self.failed |= completion.status != WcStatus::SUCCESS;
+            }
         }
-        self.outstanding == 0
+        self.done.count_ones() == self.posted
     }
-}
-
-#[derive(Clone, Copy)]
-enum Into {
-    Log,
-    Scratch,
 }
 
 impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
@@ -165,9 +190,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {
             Step::Begin => self.ask(now_ns),
-            Step::Asked { donor, .. } if late || !self.shared.peer(donor).is_alive() => {
-                self.give_up(donor, now_ns)
-            }
+            // A donor with much state may look dead for a while.
+            Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
             Step::Reading { donor, .. } | Step::Log { donor, .. } if late => {
                 self.fault(donor);
                 self.give_up(donor, now_ns);
@@ -203,7 +227,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.rejoin.tried = Members::NONE;
             return;
         };
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         // Unlike the requests of other lives of this replica, which the donor may remember.
         let request = crate::check::mix([self.incarnation, self.rejoin.requests]).max(1);
         self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
@@ -229,13 +253,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Asks for the next piece of the snapshot.
     fn read_piece(&mut self, donor: ReplicaId, answer: SnapshotAnswer) {
         let at = self.rejoin.bytes.len();
-        let len = (answer.len as usize - at).min(CHUNK);
-        self.rejoin.requests += 1;
+        let len = (answer.len as usize - at).min(2 * self.rejoin.stretch);
+        self.rejoin.round();
         let remote = RemoteAddr {
-            addr: answer.addr + at as u64,
+            addr: answer.addr.wrapping_add(at as u64),
             rkey: answer.rkey,
         };
-        self.rejoin.read(donor, remote, Into::Scratch, 0, len);
+        self.rejoin.read(donor, remote, 0, len);
     }
 
     fn read_snapshot(&mut self, donor: ReplicaId, answer: SnapshotAnswer, now_ns: u64) -> bool {
@@ -248,7 +272,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         let at = self.rejoin.bytes.len();
-        let len = (answer.len as usize - at).min(CHUNK);
+        let len = (answer.len as usize - at).min(2 * self.rejoin.stretch);
         self.rejoin.bytes.resize(at + len, 0);
         self.rejoin
             .scratch
@@ -272,7 +296,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
-        let sound = crc32c::crc32c(&bytes) == answer.crc && self.machine.restore(&bytes).is_ok();
+        let sound = crc32c::crc32c(&bytes) == answer.crc
+            && self
+                .take_admissions(&bytes)
+                .is_some_and(|state| self.machine.restore(state).is_ok());
         if !sound || self.machine.applied() != point {
             self.counters.damaged += 1;
             self.give_up(donor, now_ns);
@@ -311,19 +338,23 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.give_up(donor, now_ns);
             return true;
         }
-        if to > from && !self.replay(to, each) {
+        if to > from && !(self.take_stretch(from..to) && self.replay(to, each)) {
             self.give_up(donor, now_ns);
             return true;
         }
         let applied = self.machine.applied();
         let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
-        if ahead <= applied.at + CLOSE {
+        let covered = self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied));
+        if covered && ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
             self.finish(each);
             return true;
         }
+        if ahead <= applied.at {
+            return false;
+        }
         // Up to what the donor has applied, and so whole and decided; one stretch at a time.
-        let until = ahead.min(applied.at + (self.max_entry.max(CHUNK)) as u64);
-        self.rejoin.requests += 1;
+        let until = ahead.min(applied.at + self.rejoin.stretch as u64);
+        self.rejoin.round();
         self.pull(donor, applied.at..until);
         self.rejoin.go(
             Step::Log {
@@ -336,19 +367,38 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         true
     }
 
-    /// Reads a stretch of the donor's log into the own ring, at the same positions.
+    /// Reads a stretch of the donor's log, twice: its leader may be writing over it, and of entries without a checksum
+    /// neither header nor tail would tell. The reads of one connection run one after the other, so two that are equal
+    /// saw no write between them, and the header of one that had begun to be replaced would fit no more.
     fn pull(&mut self, donor: ReplicaId, at: Range<u64>) {
         let peer = self.shared.peer(donor);
         let addr = peer.pull_addr.load(Ordering::Acquire);
         let rkey = peer.pull_rkey.load(Ordering::Acquire) as u32;
         self.rejoin.pulled += at.end - at.start;
-        for (_, offset, len) in self.log.pieces(at) {
-            let remote = RemoteAddr {
-                addr: addr + offset as u64,
-                rkey,
-            };
-            self.rejoin.read(donor, remote, Into::Log, offset, len);
+        for copy in 0..2 {
+            for (from, offset, len) in self.log.pieces(at.clone()) {
+                let place = copy * self.rejoin.stretch + (from - at.start) as usize;
+                let remote = RemoteAddr {
+                    addr: addr.wrapping_add(offset as u64),
+                    rkey,
+                };
+                self.rejoin.read(donor, remote, place, len);
+            }
         }
+    }
+
+    /// Puts the stretch that was read into the own ring, at the same positions, if both copies are equal.
+    fn take_stretch(&mut self, at: Range<u64>) -> bool {
+        let len = (at.end - at.start) as usize;
+        let scratch = self.rejoin.scratch.memory();
+        let second = self.rejoin.stretch / WORD;
+        if (0..len / WORD).any(|word| scratch.load(word) != scratch.load(second + word)) {
+            return false;
+        }
+        self.payload.resize(len, 0);
+        scratch.read_bytes(0, &mut self.payload);
+        self.log.write(at.start, &self.payload);
+        true
     }
 
     /// Applies the entries that lie wholly below `to`. False if the first of them is not there: it was recycled.
@@ -378,16 +428,20 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
-        self.take_role(Role::Learner, Epoch::NONE, each);
+        self.rejoin.owed = None;
+        let role = if self.standing.voter {
+            Role::Follower
+        } else {
+            Role::Learner
+        };
+        self.take_role(role, Epoch::NONE, each);
     }
 
     /// This donor did not help.
     fn give_up(&mut self, donor: ReplicaId, now_ns: u64) {
         self.rejoin.tried = self.rejoin.tried.with(donor);
         self.rejoin.bytes = Vec::new();
-        self.rejoin.outstanding = 0;
-        // Completions that still come belong to no round any more.
-        self.rejoin.requests += 1;
+        self.rejoin.round();
         self.rejoin.go(Step::Begin, now_ns);
     }
 

@@ -78,6 +78,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         };
         self.donor.bytes.clear();
         if able {
+            // The application may take long for it, and that is no reason to replace this replica.
+            self.shared.set_busy(true);
+            self.bytes_of_admissions();
             self.machine.snapshot(&mut self.donor.bytes, self.zoo);
             if let Ok((addr, rkey)) = self.donor.lay_out() {
                 let applied = self.machine.applied();
@@ -94,11 +97,30 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 self.counters.snapshots += 1;
             }
         }
+        self.shared.set_busy(false);
         // The private copy is not needed any more, and a state can be large.
         self.donor.bytes = Vec::new();
         self.board
             .set_out_record(to, row::SNAPSHOT_ANSWER, answer.to_words());
         self.changed(to);
+    }
+
+    /// A snapshot begins with the incarnations that the log has admitted.
+    fn bytes_of_admissions(&mut self) {
+        for incarnation in self.follow.admitted {
+            self.donor
+                .bytes
+                .extend_from_slice(&incarnation.to_le_bytes());
+        }
+    }
+
+    /// Takes the admissions off the front of a snapshot.
+    pub(super) fn take_admissions<'b>(&mut self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let (head, rest) = bytes.split_at_checked(MAX_REPLICAS * 8)?;
+        for (place, word) in self.follow.admitted.iter_mut().zip(head.as_chunks::<8>().0) {
+            *place = u64::from_le_bytes(*word);
+        }
+        Some(rest)
     }
 
     /// The own half of the outbox row for `peer` has changed.

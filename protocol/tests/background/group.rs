@@ -132,7 +132,11 @@ impl<Z: Zoo> Node<Z> {
     /// The stand-in's turn.
     fn replicate(&mut self) {
         self.shared.advance();
+        let promised = self.shared.promised();
         let candidate = self.shared.candidate();
+        if candidate == Epoch::NONE {
+            self.shared.leave(promised);
+        }
         let acks = self.acks(candidate);
         let votes = acks.iter().filter(|(_, ack)| ack.voter).count() + 1;
         let standing = match candidate {

@@ -339,7 +339,8 @@ fn the_one_with_another_state_halts() {
     let publish = |group: &mut Group<Sound>, n: usize, digest: u64| {
         let board = &group.node(n).board;
         board.set_public(public::DIGEST, 64);
-        board.set_public(public::DIGEST + 1, digest ^ mix([64]));
+        board.set_public(public::DIGEST + 1, digest);
+        board.set_public(public::DIGEST + 2, mix([64, digest]));
     };
     (0..3).for_each(|n| publish(&mut group, n, 5));
     group.run(20 * BEAT);

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) soft: Soft,
     /// The replication engine is not polled.
     pub(crate) paused: bool,
+    /// The background engine is not polled, and hears nothing.
+    pub(crate) asleep: bool,
     pub(crate) commands: Vec<(u64, Result<u64, &'static str>)>,
     pub(crate) reads: Vec<(u64, ReadOutcome)>,
 }
@@ -60,6 +62,13 @@ pub(crate) struct Group {
     messages: VecDeque<(usize, usize, Vec<u8>)>,
     pub(crate) now_ns: u64,
     lives: u64,
+    /// Of the replicas that are started from now on.
+    pub(crate) wall_offset_ns: u64,
+    /// The replica that is being polled apart, and what came for it meanwhile.
+    aside: Option<usize>,
+    /// Two that cannot introduce themselves to each other.
+    pub(crate) cut: (usize, usize),
+    held: Vec<(usize, Vec<u8>)>,
 }
 
 pub(crate) fn id(n: usize) -> ReplicaId {
@@ -81,6 +90,10 @@ impl Group {
             messages: VecDeque::new(),
             now_ns: 1_000_000,
             lives: 0,
+            wall_offset_ns: 0,
+            aside: None,
+            cut: (n, n),
+            held: Vec::new(),
         };
         for n in 0..n {
             group.start(n, true);
@@ -99,7 +112,7 @@ impl Group {
         let soft = Soft::inproc(&self.fabric).expect("a context");
         let life = Life {
             incarnation: 1000 + self.lives,
-            wall_offset_ns: 0,
+            wall_offset_ns: self.wall_offset_ns,
             now_ns: self.now_ns,
         };
         let replica =
@@ -108,11 +121,13 @@ impl Group {
             replica,
             soft,
             paused: false,
+            asleep: false,
             commands: Vec::new(),
             reads: Vec::new(),
         });
         for peer in 0..self.nodes.len() {
-            if peer != n && self.nodes[peer].is_some() {
+            let cut = [(n, peer), (peer, n)].contains(&self.cut);
+            if peer != n && self.nodes[peer].is_some() && !cut {
                 self.introduce(n, peer);
                 self.introduce(peer, n);
             }
@@ -154,9 +169,11 @@ impl Group {
             let Some(node) = &mut self.nodes[n] else {
                 continue;
             };
-            node.replica.background.poll(now_ns);
-            while let Some((to, message)) = node.replica.background.control_out() {
-                self.messages.push_back((n, to.index(), message.to_vec()));
+            if !node.asleep {
+                node.replica.background.poll(now_ns);
+                while let Some((to, message)) = node.replica.background.control_out() {
+                    self.messages.push_back((n, to.index(), message.to_vec()));
+                }
             }
             if node.paused {
                 continue;
@@ -190,12 +207,52 @@ impl Group {
         }
         while let Some((from, to, message)) = self.messages.pop_front() {
             if let Some(node) = &mut self.nodes[to] {
+                if node.asleep {
+                    continue;
+                }
                 node.replica
                     .background
                     .control_in(id(from), &message, now_ns)
                     .expect("a message");
+            } else if self.aside == Some(to) {
+                self.held.push((from, message));
             }
         }
+    }
+
+    /// Polls the replication engine of `n` at a time `later_ns` from now. When it reports the first end of a command
+    /// its thread is preempted: all others, and its own background engine, go on for `steps` steps before it does.
+    pub(crate) fn poll_preempted(&mut self, n: usize, later_ns: u64, steps: usize) -> bool {
+        let mut node = self.nodes[n].take().expect("it lives");
+        self.aside = Some(n);
+        let at_ns = self.now_ns + later_ns;
+        let Replica {
+            replication,
+            background,
+        } = &mut node.replica;
+        let mut was = false;
+        replication.poll(at_ns, |event| {
+            if was || !matches!(event, Event::Command { .. }) {
+                return;
+            }
+            was = true;
+            for _ in 0..steps {
+                self.step();
+                let now_ns = self.now_ns;
+                for (from, message) in std::mem::take(&mut self.held) {
+                    background
+                        .control_in(id(from), &message, now_ns)
+                        .expect("a message");
+                }
+                background.poll(now_ns);
+                while let Some((to, message)) = background.control_out() {
+                    self.messages.push_back((n, to.index(), message.to_vec()));
+                }
+            }
+        });
+        self.aside = None;
+        self.nodes[n] = Some(node);
+        was
     }
 
     /// Steps until `done`, at most `limit` steps; fails with `what` beyond.

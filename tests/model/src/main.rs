@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mu-model ci          every configuration of CI, then every negative control
-//! mu-model deep        the larger bounds: tens of millions of states, several GiB
+//! mu-model deep [NAME] the larger bounds, or those of this name: tens of millions of states, several GiB
 //! mu-model trace BUG   the steps from the beginning to the violation that a seeded bug leads to
 //! ```
 #![forbid(unsafe_code)]
@@ -30,7 +30,11 @@ enum What {
     /// The configurations of CI and the negative controls.
     Ci,
     /// The configurations with larger bounds.
-    Deep,
+    Deep {
+        /// Only those whose name contains this.
+        #[arg(default_value = "")]
+        only: String,
+    },
     /// How a seeded bug leads to a violation.
     Trace {
         /// Its name.
@@ -42,7 +46,12 @@ fn main() -> ExitCode {
     let Args { threads, what } = Args::parse();
     let sound = match what {
         What::Ci => run(sets::CI, threads) & controls(threads),
-        What::Deep => run(sets::DEEP, threads),
+        What::Deep { only } => {
+            let chosen = sets::DEEP
+                .iter()
+                .filter(|config| config.name.contains(&only));
+            run(&chosen.cloned().collect::<Vec<_>>(), threads)
+        }
         What::Trace { bug } => trace(&bug),
     };
     if sound {
@@ -76,7 +85,7 @@ fn run(configs: &[Config], threads: usize) -> bool {
         states += outcome.unique;
     }
     println!("{} configurations, {states} states\n", configs.len());
-    sound
+    sound && !configs.is_empty()
 }
 
 fn result(outcome: &Outcome) -> String {

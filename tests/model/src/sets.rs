@@ -78,11 +78,9 @@ pub const DEEP: &[Config] = &[
     },
     Config {
         crashes: 2,
-        torn: true,
-        ..RESTART.named("two crashes", 4)
+        ..RESTART.named("two crashes", 3)
     },
     Config {
-        growth: true,
         attempts: [1, 1, 1],
         ..RESTART.named("restart, three candidates", 3)
     },

@@ -1,0 +1,389 @@
+//! One run: a group and a plan from a seed, a safety phase with trouble, a healed phase in which there must be
+//! progress, and the verdict.
+
+use std::fmt::Write;
+use std::rc::Rc;
+
+use super::faults::Act;
+use super::plan::Plan;
+use super::rows::{Row, Rows};
+use super::{Core, Group, Token};
+use crate::faults::{Coverage, Nic, Rates};
+use crate::hook::before_verbs;
+use crate::profile::Profile;
+use crate::rng::Rng;
+use crate::world::{NodeId, World};
+use mu_history::{Kv, Place, Verdict, check, check_order};
+use mu_protocol::ids::{Members, ReplicaId};
+use mu_protocol::layout::Role;
+use mu_protocol::settings::{Checksum, Settings};
+use mu_protocol::zoo::Bug;
+
+/// What to run.
+#[derive(Default)]
+pub struct Options {
+    /// All that happens follows from it.
+    pub seed: u64,
+    /// A seeded defect of the protocol.
+    pub bug: Option<Bug>,
+    /// Gets a line for everything that happens.
+    pub trace: Option<Box<dyn FnMut(&str) + Send>>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything held.
+    Held,
+    /// Something that must hold did not.
+    Violated(String),
+    /// The group made no progress though it could.
+    Stuck(String),
+}
+
+/// What a run was and how it ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the replicas were and what was done to them.
+    pub what: String,
+    /// The hash over all that happened.
+    pub hash: u64,
+    /// Rows of the fault matrix that were hit.
+    pub rows: Rows,
+    /// Faults of devices that struck.
+    pub faults: Coverage,
+    /// Events of the world, entries decided, operations answered.
+    pub events: u64,
+    /// Entries that were decided.
+    pub entries: u64,
+    /// Operations that clients asked for, and those that were answered.
+    pub operations: (usize, usize),
+    /// The linearizability check ran out of its budget.
+    pub unknown: bool,
+}
+
+/// Steps of the search for a linearization, for each key.
+const SEARCH_STEPS: u64 = 200_000;
+/// The healed phase must show progress within so many detection times, and everybody be level within as many more.
+const PROGRESS_DETECTS: u64 = 400;
+/// Operations in the whole safety phase, and in the healed one.
+const OPERATIONS: usize = 400;
+const HEALED_OPERATIONS: usize = 100;
+/// How long a group that cannot go on is watched, in detection times.
+const WATCH_DETECTS: u64 = 40;
+/// Operations in the healed phase before it counts as progress.
+const PROGRESS_OPERATIONS: usize = 3;
+
+/// Runs one seed.
+pub fn run(options: Options) -> Report {
+    let Options { seed, bug, trace } = options;
+    let mut rng = Rng::new(seed);
+    let mut setup = rng.fork();
+    let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
+    let profile = Profile::draw(&mut setup);
+    let settings = settings(&mut setup, n);
+    let world = World::new(n, rng.next_u64(), profile);
+    if let Some(sink) = trace {
+        world.trace_to(sink);
+    }
+    world.watch_placements();
+    let group = Group::new(world, n, settings, bug, rng.fork());
+    let safety_ns = group.settings.detect_ns * setup.range(10, 60);
+    group.core.borrow_mut().plan = Plan::draw(&mut setup, n, safety_ns);
+    let themes = group.core.borrow().plan.themes.clone();
+    let what = format!(
+        "{n} replicas, {themes:?}, {:?}, {:?}",
+        group.settings,
+        group.world.profile()
+    );
+    let hooked = {
+        let group = Rc::downgrade(&group);
+        before_verbs(move |device, verb| {
+            if let Some(group) = group.upgrade() {
+                group.before_verb(device, verb);
+            }
+        })
+    };
+    let outcome = group.whole_run(&mut setup, safety_ns);
+    let mut report = group.report(outcome, what);
+    // Engines are dropped without anybody looking.
+    drop(hooked);
+    report.hash = group.world.trace_hash();
+    report
+}
+
+/// Times are scaled so that a run is short: what matters is how they compare with each other and with the network.
+fn settings(rng: &mut Rng, n: usize) -> Settings {
+    let members: Members = (0..n as u8).filter_map(ReplicaId::new).collect();
+    let id = ReplicaId::new(0).expect("there is a first");
+    let heartbeat_ns = *rng.pick(&[10_000, 20_000, 40_000]);
+    let detect_ns = heartbeat_ns * rng.range(4, 10);
+    let ring_bytes = *rng.pick(&[4096, 4096, 8192, 16_384, 65_536]);
+    let largest = ring_bytes / 4 - 256;
+    Settings {
+        ring_bytes,
+        max_command_bytes: largest.min(*rng.pick(&[100, 301, 768, 2048])),
+        sessions: 512,
+        window: *rng.pick(&[4, 16, 64]),
+        checksum: *rng.pick(&[Checksum::Auto, Checksum::Always]),
+        heartbeat_ns,
+        detect_ns,
+        stuck_ns: 2 * detect_ns,
+        completion_timeout_ns: detect_ns * rng.range(2, 6),
+        step_down_ns: detect_ns * rng.range(4, 12),
+        election_ns: detect_ns * rng.range(2, 6),
+        idle_flush_ns: heartbeat_ns,
+        cut_off_ns: detect_ns * rng.range(2, 8),
+        digest_interval: rng.range(1, 16),
+        max_snapshot_bytes: 1 << 20,
+        ..Settings::new(id, members)
+    }
+}
+
+impl Group {
+    fn whole_run(&self, setup: &mut Rng, safety_ns: u64) -> Outcome {
+        self.begin(setup);
+        self.run_until(safety_ns);
+        let can_go_on = self.heal();
+        let healed_ns = self.world.now_ns();
+        {
+            let clients = &mut self.core.borrow_mut().clients;
+            clients.budget = clients.history.operations().len() + HEALED_OPERATIONS;
+        }
+        let clients = self.core.borrow().clients.all.len();
+        (0..clients).for_each(|at| self.wake_client(at, Some(healed_ns)));
+        let limit_ns = self.settings.detect_ns * PROGRESS_DETECTS;
+        if !can_go_on {
+            self.run_until(healed_ns + self.settings.detect_ns * WATCH_DETECTS);
+            if self.core.borrow().clients.answered_since(healed_ns) > 0 {
+                self.fail("I22: a group that lost its majority's memory answers".into());
+            }
+            return self.verdict(None);
+        }
+        let progress = self.run_until_holds(healed_ns + limit_ns, || {
+            self.core.borrow().clients.answered_since(healed_ns) >= PROGRESS_OPERATIONS
+        });
+        if !progress {
+            return self.verdict(Some(format!("no progress: {}", self.state_of_all())));
+        }
+        self.core.borrow_mut().clients.quiet = true;
+        let level = self.run_until_holds(self.world.now_ns() + limit_ns, || self.is_level());
+        self.verdict((!level).then(|| format!("not level: {}", self.state_of_all())))
+    }
+
+    fn begin(&self, setup: &mut Rng) {
+        let n = self.slots.len();
+        if n.is_multiple_of(2) || n == 1 {
+            self.hit(Row::OddGroup);
+        }
+        for slot in &self.slots {
+            let mut cpu = slot.cpu.get();
+            cpu.pace_ns = *setup.pick(&[500, 1_000, 2_000, 4_000]);
+            slot.cpu.set(cpu);
+        }
+        (0..n).for_each(|slot| self.start(slot));
+        self.world.wake_at(1_000, Token::Lines.into());
+        let clients = setup.range(1, 5);
+        let room = self.settings.max_command_bytes - super::app::REQUEST_BYTES;
+        {
+            let clients_of = &mut self.core.borrow_mut().clients;
+            clients_of.budget = OPERATIONS;
+            for _ in 0..clients {
+                let think_ns = *setup.pick(&[0, 2_000, 20_000, 100_000]);
+                // Some send more than is allowed, now and then.
+                let over = usize::from(setup.one_in(6));
+                clients_of.add(think_ns, *setup.pick(&[0, room / 3, room]) + over);
+            }
+        }
+        for at in 0..clients as usize {
+            self.wake_client(at, Some(2_000 + 777 * at as u64));
+        }
+        self.begin_plan();
+    }
+
+    /// Runs until a condition holds, looking now and then; whether it came to hold.
+    fn run_until_holds(&self, limit_ns: u64, holds: impl Fn() -> bool) -> bool {
+        while !self.failed() && self.world.now_ns() < limit_ns {
+            if holds() {
+                return true;
+            }
+            self.run_until(self.world.now_ns() + self.settings.detect_ns / 2);
+        }
+        holds()
+    }
+
+    /// Ends all trouble but that of a minority that stays as it is, or gets worse. Whether the group can go on.
+    fn heal(&self) -> bool {
+        self.end_plan();
+        let n = self.slots.len();
+        for a in 0..n {
+            self.world.set_rates(NodeId(a), Rates::NONE);
+            if self.world.nic(NodeId(a)) != Nic::Up {
+                self.world.set_nic(NodeId(a), Nic::Up);
+            }
+            self.world.set_clock_rate(NodeId(a), 1_000_000);
+            for b in (0..n).filter(|b| *b != a) {
+                self.world.cut(NodeId(a), NodeId(b), false);
+                self.world.clog(NodeId(a), NodeId(b), 0, 0);
+            }
+            let mut cpu = self.slots[a].cpu.get();
+            cpu.stop = None;
+            cpu.hung_until_ns = [0; 2];
+            cpu.pace_ns = cpu.pace_ns.min(4_000);
+            self.slots[a].cpu.set(cpu);
+            self.wake_engines(a);
+        }
+        (0..n).filter_map(|slot| self.process(slot)).for_each(|process| process.behave());
+        let voters = self.voters();
+        let quorum = self.members.quorum();
+        let spare = voters.saturating_sub(quorum);
+        let first = self.core.borrow_mut().rng.below(n as u64) as usize;
+        let mut left = self.core.borrow_mut().rng.below(spare as u64 + 1);
+        for slot in (0..n).map(|k| (first + k) % n) {
+            let Some(process) = self.process(slot) else {
+                if self.core.borrow_mut().rng.one_in(4) {
+                    continue;
+                }
+                self.act(Act::Restart(slot));
+                continue;
+            };
+            if left > 0 && process.standing.get().voter && !process.misbehaves.get() {
+                left -= 1;
+                self.leave_in_trouble(slot);
+            }
+        }
+        voters >= quorum
+    }
+
+    /// One of the minority that need not be healthy.
+    fn leave_in_trouble(&self, slot: usize) {
+        let trouble = self.core.borrow_mut().rng.below(5);
+        self.world.note(trouble, || {
+            format!("replica {slot} stays in trouble: {trouble}")
+        });
+        match trouble {
+            0 => self.kill(slot),
+            1 => self.make_zombie(slot),
+            2 => {
+                for other in (0..self.slots.len()).filter(|other| *other != slot) {
+                    self.world.cut(NodeId(slot), NodeId(other), true);
+                    self.world.cut(NodeId(other), NodeId(slot), true);
+                }
+            }
+            engine => {
+                let mut cpu = self.slots[slot].cpu.get();
+                cpu.hung_until_ns[engine as usize - 3] = u64::MAX;
+                self.slots[slot].cpu.set(cpu);
+            }
+        }
+    }
+
+    /// Replicas that are healthy now.
+    fn healthy(&self, slot: usize) -> bool {
+        let n = self.slots.len();
+        let hung = self.slots[slot].cpu.get().hung_until_ns.contains(&u64::MAX);
+        let alone = n > 1
+            && (0..n)
+                .filter(|other| *other != slot)
+                .all(|b| !self.world.reaches(NodeId(slot), NodeId(b)));
+        let stopped = self
+            .process(slot)
+            .is_some_and(|p| p.standing.get().role == Role::Stopped);
+        self.is_running(slot) && !hung && !alone && !stopped
+    }
+
+    /// Whether all healthy replicas have a vote and have applied all there is.
+    fn is_level(&self) -> bool {
+        let core = self.core.borrow();
+        let last = core.oracle.last();
+        let idle = core.clients.is_idle();
+        drop(core);
+        idle && (0..self.slots.len())
+            .filter(|slot| self.healthy(*slot))
+            .all(|slot| {
+                let process = self.process(slot).expect("a healthy one runs");
+                process.applied.get().index == last && process.standing.get().voter
+            })
+    }
+
+    fn state_of_all(&self) -> String {
+        let mut all = format!("{} entries decided", self.core.borrow().oracle.last());
+        for (at, slot) in self.slots.iter().enumerate() {
+            let state = self.process(at).map_or("is down".into(), |process| process.state());
+            let stuck = match slot.cpu.get().hung_until_ns.map(|until| until == u64::MAX) {
+                [false, false] => "",
+                [true, _] => ", replication hung",
+                [_, true] => ", background hung",
+            };
+            let _ = write!(all, "; {at} {state}{stuck}");
+        }
+        all
+    }
+
+    /// What came of it, the history included.
+    fn verdict(&self, stuck: Option<String>) -> Outcome {
+        let core = self.core.borrow();
+        if let Some(violation) = core.oracle.violation() {
+            return Outcome::Violated(violation.into());
+        }
+        let mut places = core.oracle.places();
+        // A read that went through the log has its place there.
+        let reads = core.clients.reads.iter();
+        places.extend(reads.map(|(op, index)| (*op, Place::ReadAt { index: *index })));
+        places.sort_unstable_by_key(|(op, _)| *op);
+        // A read that was tried both ways counts where its answer came from.
+        places.dedup_by(|later, first| {
+            let same = later.0 == first.0;
+            if same && matches!(later.1, Place::ReadAt { .. }) {
+                first.1 = later.1;
+            }
+            same
+        });
+        if let Err(violation) = check_order(&Kv, &core.clients.history, &places) {
+            return Outcome::Violated(format!("I21 order: {violation}"));
+        }
+        match stuck {
+            Some(what) => Outcome::Stuck(what),
+            None => Outcome::Held,
+        }
+    }
+
+    fn report(&self, outcome: Outcome, what: String) -> Report {
+        let core = &*self.core.borrow();
+        let Core {
+            oracle,
+            clients,
+            rows,
+            ..
+        } = core;
+        // The second opinion, which knows nothing of the log.
+        let (outcome, unknown) = match outcome {
+            Outcome::Violated(_) => (outcome, false),
+            other => match check(&Kv, &clients.history, SEARCH_STEPS) {
+                Ok(Verdict::Linearizable) => (other, false),
+                Ok(Verdict::Unknown { .. }) => (other, true),
+                Ok(verdict) => (Outcome::Violated(format!("I21 history: {verdict}")), false),
+                Err(malformed) => (
+                    Outcome::Violated(format!("I21 history: {malformed}")),
+                    false,
+                ),
+            },
+        };
+        Report {
+            outcome,
+            what,
+            hash: 0,
+            rows: rows.clone(),
+            faults: self.world.coverage(),
+            events: self.world.events(),
+            entries: oracle.last(),
+            operations: (
+                clients.history.operations().len(),
+                clients.history.answered(),
+            ),
+            unknown,
+        }
+    }
+}
