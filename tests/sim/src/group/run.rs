@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use super::faults::Act;
-use super::plan::Plan;
+use super::plan::{Plan, Theme};
 use super::rows::{Row, Rows};
 use super::{Core, Group, Token};
 use crate::faults::{Coverage, Nic, Rates};
@@ -83,7 +83,13 @@ pub fn run(options: Options) -> Report {
     let mut setup = rng.fork();
     let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
     let profile = Profile::draw(&mut setup);
-    let settings = settings(&mut setup, n);
+    let mut settings = settings(&mut setup, n);
+    let safety_ns = settings.detect_ns * setup.range(10, 60);
+    let plan = Plan::draw(&mut setup, n, safety_ns);
+    if plan.themes.contains(&Theme::Bits) {
+        // Without a checksum nobody can tell.
+        settings.checksum = Checksum::Always;
+    }
     let world = World::new(n, rng.next_u64(), profile);
     if let Some(sink) = trace {
         world.trace_to(sink);
