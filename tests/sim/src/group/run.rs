@@ -66,7 +66,9 @@ pub struct Report {
 
 /// Steps of the search for a linearization, for each key.
 const SEARCH_STEPS: u64 = 200_000;
-/// The healed phase must show progress within so many detection times, and everybody be level within as many more.
+/// The healed phase must show progress within so long, and everybody be level within as much more: a number of detection
+/// times, and what links that failed again and again may pause before they connect anew.
+const PROGRESS_NS: u64 = 200_000_000;
 const PROGRESS_DETECTS: u64 = 400;
 /// Operations in the whole safety phase, and in the healed one.
 const OPERATIONS: usize = 400;
@@ -160,7 +162,7 @@ impl Group {
         }
         let clients = self.core.borrow().clients.all.len();
         (0..clients).for_each(|at| self.wake_client(at, Some(healed_ns)));
-        let limit_ns = self.settings.detect_ns * PROGRESS_DETECTS;
+        let limit_ns = PROGRESS_NS + self.settings.detect_ns * PROGRESS_DETECTS;
         if !can_go_on {
             self.run_until(healed_ns + self.settings.detect_ns * WATCH_DETECTS);
             if self.core.borrow().clients.answered_since(healed_ns) > 0 {
