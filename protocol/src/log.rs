@@ -194,6 +194,12 @@ impl Log {
         self.memory.load(word)
     }
 
+    /// Zeroes the ring, so that nothing in it is taken for an entry.
+    pub fn clear(&self) {
+        let words = self.memory.len() / WORD;
+        (LOG_HEADER_BYTES / WORD..words).for_each(|word| self.memory.store(word, 0));
+    }
+
     /// Sets a word of the header.
     pub fn set_header(&self, word: usize, value: u64) {
         self.memory.store(word, value);

@@ -309,6 +309,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.commit = point.index;
         self.follow.restart();
         self.log.set_header(crate::layout::header::COMMIT, 0);
+        // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this log
+        // takes all below the applied position for decided, so they go before that is raised.
+        self.log.clear();
         self.board.set_public(public::APPLIED_AT, point.at);
         self.board.set_public(public::APPLIED, point.index);
         self.rejoin.go(

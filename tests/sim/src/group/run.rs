@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use super::faults::Act;
-use super::plan::Plan;
+use super::plan::{Plan, Theme};
 use super::rows::{Row, Rows};
 use super::{Core, Group, Token};
 use crate::faults::{Coverage, Nic, Rates};
@@ -66,7 +66,9 @@ pub struct Report {
 
 /// Steps of the search for a linearization, for each key.
 const SEARCH_STEPS: u64 = 200_000;
-/// The healed phase must show progress within so many detection times, and everybody be level within as many more.
+/// The healed phase must show progress within so long, and everybody be level within as much more: a number of detection
+/// times, and what links that failed again and again may pause before they connect anew.
+const PROGRESS_NS: u64 = 200_000_000;
 const PROGRESS_DETECTS: u64 = 400;
 /// Operations in the whole safety phase, and in the healed one.
 const OPERATIONS: usize = 400;
@@ -83,7 +85,13 @@ pub fn run(options: Options) -> Report {
     let mut setup = rng.fork();
     let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
     let profile = Profile::draw(&mut setup);
-    let settings = settings(&mut setup, n);
+    let mut settings = settings(&mut setup, n);
+    let safety_ns = settings.detect_ns * setup.range(10, 60);
+    let plan = Plan::draw(&mut setup, n, safety_ns);
+    if plan.themes.contains(&Theme::Bits) {
+        // Without a checksum nobody can tell.
+        settings.checksum = Checksum::Always;
+    }
     let world = World::new(n, rng.next_u64(), profile);
     if let Some(sink) = trace {
         world.trace_to(sink);
@@ -154,7 +162,7 @@ impl Group {
         }
         let clients = self.core.borrow().clients.all.len();
         (0..clients).for_each(|at| self.wake_client(at, Some(healed_ns)));
-        let limit_ns = self.settings.detect_ns * PROGRESS_DETECTS;
+        let limit_ns = PROGRESS_NS + self.settings.detect_ns * PROGRESS_DETECTS;
         if !can_go_on {
             self.run_until(healed_ns + self.settings.detect_ns * WATCH_DETECTS);
             if self.core.borrow().clients.answered_since(healed_ns) > 0 {
