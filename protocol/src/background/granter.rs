@@ -142,8 +142,11 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                         break;
                     }
                     // What it posted may still be on its way. A later grant must not let that land on what others write
-                    // in between: with a new connection the old packets go nowhere.
-                    settled.retired = settled.retired.with(from);
+                    // in between: with a new connection the old packets go nowhere. If it is the next holder itself,
+                    // nobody writes in between, and it waits for its own requests before it begins.
+                    if self.arbiter.promise().owner() != Some(from) {
+                        settled.retired = settled.retired.with(from);
+                    }
                 }
                 Act::Refuse { to, epoch } => {
                     self.arbiter.refused(to, epoch);

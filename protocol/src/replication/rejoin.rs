@@ -432,6 +432,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
         self.rejoin.owed = None;
+        // The admission of this life may stand in what was restored or replayed.
+        self.standing.voter |= self.follow.admitted[self.settings.id.index()] == self.incarnation;
         let role = if self.standing.voter {
             Role::Follower
         } else {
