@@ -85,8 +85,10 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
                     self.boards.miss(peer, on_time);
                 }
             } else {
+                let late = |age_ns| age_ns > self.settings.completion_timeout_ns;
+                let written = self.boards.write_age_ns(peer, now_ns).is_none_or(|age| !late(age));
                 match self.boards.read(peer, generation, now_ns, on_time) {
-                    Ok(Some(age_ns)) if age_ns > self.settings.completion_timeout_ns => {
+                    Ok(age_ns) if !written || age_ns.is_some_and(late) => {
                         self.fault(Link::Board, peer, now_ns);
                     }
                     Ok(_) => {}
@@ -146,7 +148,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
                 .peer(peer)
                 .outbox_changes
                 .load(Ordering::Acquire);
-            match self.boards.write(peer, generation, changes, &self.board) {
+            match self.boards.write(peer, generation, changes, &self.board, now_ns) {
                 Ok(posted) => wrote |= posted,
                 Err(_) => self.fault(Link::Board, peer, now_ns),
             }

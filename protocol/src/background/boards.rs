@@ -266,6 +266,7 @@ impl<C: Context> Boards<C> {
         generation: u32,
         changes: u64,
         board: &Board,
+        now_ns: u64,
     ) -> Result<bool, PostError> {
         let (at, scratch) = (scratch_at(peer) + PUBLIC_WORDS, &self.scratch);
         let Some(BoardPeer {
@@ -277,7 +278,7 @@ impl<C: Context> Boards<C> {
         else {
             return Ok(false);
         };
-        if !outgoing.begin(changes) {
+        if !outgoing.begin(changes, now_ns) {
             return Ok(false);
         }
         for word in 0..ROW_WORDS {
@@ -295,6 +296,11 @@ impl<C: Context> Boards<C> {
             flags: SendFlags::SIGNALED,
         })?;
         Ok(true)
+    }
+
+    /// How long the write of the row to `peer` that is under way has been: its completion may be lost.
+    pub(crate) fn write_age_ns(&self, peer: ReplicaId, now_ns: u64) -> Option<u64> {
+        self.peers[peer.index()].as_ref()?.outgoing.age_ns(now_ns)
     }
 
     /// Takes completions into `ended`. How many there were; one that is no request of this engine leaves `None`.

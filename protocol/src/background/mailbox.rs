@@ -10,7 +10,8 @@ pub(crate) struct Outgoing {
     dirty: bool,
     /// The replication engine's count of changes that the last copy has seen.
     changes: u64,
-    under_way: bool,
+    /// Since when a write is under way.
+    under_way: Option<u64>,
 }
 
 impl Outgoing {
@@ -21,22 +22,27 @@ impl Outgoing {
 
     /// Whether the row is to be copied and written now, given the replication engine's count of changes. Ask before the
     /// row is copied: a change during the copy then makes another write.
-    pub(crate) fn begin(&mut self, changes: u64) -> bool {
-        if self.under_way || !(self.dirty || self.changes != changes) {
+    pub(crate) fn begin(&mut self, changes: u64, now_ns: u64) -> bool {
+        if self.under_way.is_some() || !(self.dirty || self.changes != changes) {
             return false;
         }
-        (self.dirty, self.changes, self.under_way) = (false, changes, true);
+        (self.dirty, self.changes, self.under_way) = (false, changes, Some(now_ns));
         true
     }
 
     /// The write has ended, well or not; one that did not is followed by a new connection.
     pub(crate) fn end(&mut self) {
-        self.under_way = false;
+        self.under_way = None;
+    }
+
+    /// How long the write that is under way has been.
+    pub(crate) fn age_ns(&self, now_ns: u64) -> Option<u64> {
+        self.under_way.map(|since| now_ns.saturating_sub(since))
     }
 
     /// The connection is new: nothing is under way, and the peer may have nothing.
     pub(crate) fn reconnect(&mut self) {
-        (self.dirty, self.under_way) = (true, false);
+        (self.dirty, self.under_way) = (true, None);
     }
 }
 
@@ -47,17 +53,18 @@ mod tests {
     #[test]
     fn one_write_at_a_time_and_none_is_forgotten() {
         let mut row = Outgoing::default();
-        assert!(!row.begin(0), "nothing changed");
+        assert!(!row.begin(0, 5), "nothing changed");
         row.touch();
-        assert!(row.begin(0));
+        assert!(row.begin(0, 5));
         row.touch();
-        assert!(!row.begin(1), "one is under way");
+        assert!(!row.begin(1, 5), "one is under way");
+        assert_eq!((row.age_ns(12), Outgoing::default().age_ns(12)), (Some(7), None));
         row.end();
-        assert!(row.begin(1));
+        assert!(row.begin(1, 5));
         row.end();
-        assert!(!row.begin(1));
-        assert!(row.begin(2), "the other engine changed its half");
+        assert!(!row.begin(1, 5));
+        assert!(row.begin(2, 5), "the other engine changed its half");
         row.reconnect();
-        assert!(row.begin(2), "a new connection, whatever was under way");
+        assert!(row.begin(2, 5), "a new connection, whatever was under way");
     }
 }

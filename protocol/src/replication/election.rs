@@ -380,14 +380,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
         }
         self.lead.encoder.clear();
-        if !self.has_room(OVERHEAD_BYTES) {
-            // Leaders before this one used up the reserve, and nobody knows yet what of it is decided.
-            self.resign(each);
-            return;
-        }
         self.counters.led += 1;
-        self.append(Kind::Empty, now_ns);
+        self.open(now_ns);
         self.take_role(Role::Leader, self.lead.epoch(), each);
+    }
+
+    /// Appends the first entry of this epoch, as soon as the ring has room for it: leaders before this one may have used
+    /// up the reserve, and a follower has to learn first what of it is decided.
+    pub(super) fn open(&mut self, now_ns: u64) {
+        if !self.lead.is_open() && self.has_room(OVERHEAD_BYTES) {
+            self.append(Kind::Empty, now_ns);
+        }
     }
 
     /// Brings a prepared follower up to date, from what it has applied, and counts it from now on.

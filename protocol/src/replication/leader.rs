@@ -269,7 +269,13 @@ impl Lead {
     /// Whether commands are taken.
     #[inline]
     pub(super) fn accepts(&self) -> bool {
-        self.phase == Phase::Leading && self.handover.is_none()
+        self.phase == Phase::Leading && self.is_open() && self.handover.is_none()
+    }
+
+    /// Whether the log has the first entry of this epoch.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.end.index >= self.first
     }
 
     /// Whether somebody waits for this leader's next poll.
@@ -755,7 +761,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.take_acks(now_ns);
         self.refresh_applied();
         self.note_voters();
-        self.propose_admissions(now_ns);
+        self.open(now_ns);
+        if self.lead.is_open() {
+            self.propose_admissions(now_ns);
+        }
         self.push_commit(now_ns);
         self.cut_off(now_ns);
         self.hand_over(now_ns);
