@@ -86,7 +86,10 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
                 }
             } else {
                 let late = |age_ns| age_ns > self.settings.completion_timeout_ns;
-                let written = self.boards.write_age_ns(peer, now_ns).is_none_or(|age| !late(age));
+                let written = self
+                    .boards
+                    .write_age_ns(peer, now_ns)
+                    .is_none_or(|age| !late(age));
                 match self.boards.read(peer, generation, now_ns, on_time) {
                     Ok(age_ns) if !written || age_ns.is_some_and(late) => {
                         self.fault(Link::Board, peer, now_ns);
@@ -148,7 +151,10 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
                 .peer(peer)
                 .outbox_changes
                 .load(Ordering::Acquire);
-            match self.boards.write(peer, generation, changes, &self.board, now_ns) {
+            match self
+                .boards
+                .write(peer, generation, changes, &self.board, now_ns)
+            {
                 Ok(posted) => wrote |= posted,
                 Err(_) => self.fault(Link::Board, peer, now_ns),
             }

@@ -58,7 +58,10 @@ mod tests {
         assert!(row.begin(0, 5));
         row.touch();
         assert!(!row.begin(1, 5), "one is under way");
-        assert_eq!((row.age_ns(12), Outgoing::default().age_ns(12)), (Some(7), None));
+        assert_eq!(
+            (row.age_ns(12), Outgoing::default().age_ns(12)),
+            (Some(7), None)
+        );
         row.end();
         assert!(row.begin(1, 5));
         row.end();

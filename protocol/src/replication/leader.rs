@@ -835,10 +835,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 && follower.matched >= self.commit
                 && follower.sent == self.lead.end.at;
             // The payload shares the encoder with the commands, which have been flushed unless the ring is full.
-            if due && self.lead.encoder.count() == 0 && self.has_room(128 + self.reserve()) {
+            if !due || self.lead.encoder.count() != 0 {
+                continue;
+            }
+            if self.has_room(128 + self.reserve()) {
                 self.lead.followers[slot].proposed = incarnation;
                 self.lead.encoder.raw(&admit(follower.id, incarnation));
                 self.append(Kind::Admit, now_ns);
+            } else {
+                // Nobody else may be there to notice that the ring is full and one follower holds it up.
+                self.lead.full_ns.get_or_insert(now_ns);
             }
         }
     }
