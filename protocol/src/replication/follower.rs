@@ -236,7 +236,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
         if self.is_stuck_at_damage(now_ns) {
-            self.catch_up(None, each);
+            self.catch_up(None, self.commit, each);
             return true;
         }
         if !self.is_left_behind(applied) {
@@ -250,7 +250,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
         if next.is_none() || late {
             let end = self.own_end().index;
-            self.catch_up(Some(end), each);
+            self.catch_up(Some(end), applied.index + 1, each);
             return true;
         }
         false
@@ -292,13 +292,19 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own
-    /// log, if it is sound. The vote is kept, and rests until the state covers all that was acknowledged here.
-    pub(super) fn catch_up(&mut self, end: Option<u64>, each: &mut impl FnMut(Event<'_>)) {
+    /// log, if it is sound; `least` is known to be decided. The vote is kept, and rests until the state covers all that was acknowledged here.
+    pub(super) fn catch_up(
+        &mut self,
+        end: Option<u64>,
+        least: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) {
         self.counters.rejoins += 1;
         self.rejoin.restart(Owed {
             writer: Epoch(self.log.header(header::MIN_PROPOSAL)),
             end,
             until: self.machine.applied().at + self.log.ring(),
+            least,
         });
         self.take_role(Role::Recovering, Epoch::NONE, each);
     }

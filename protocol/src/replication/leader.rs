@@ -755,7 +755,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         if self.is_stuck_at_damage(now_ns) {
             self.resign(each);
-            self.catch_up(None, each);
+            self.catch_up(None, self.commit, each);
             return true;
         }
         self.take_acks(now_ns);

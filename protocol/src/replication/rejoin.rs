@@ -66,11 +66,14 @@ pub(super) struct Owed {
     pub(super) writer: Epoch,
     /// One ring beyond what was applied.
     pub(super) until: u64,
+    /// What is known to be decided elsewhere: less would not help.
+    pub(super) least: u64,
 }
 
 impl Owed {
     fn is_covered(&self, by: Point) -> bool {
-        self.end.is_some_and(|end| by.index >= end) || by.epoch > self.writer || by.at >= self.until
+        let end = self.end.is_some_and(|end| by.index >= end);
+        by.index >= self.least && (end || by.epoch > self.writer || by.at >= self.until)
     }
 }
 
@@ -207,6 +210,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.shared.holder().is_some() {
             return;
         }
+        let least = self.rejoin.owed.map_or(0, |owed| owed.least);
         let able = |id: &ReplicaId| {
             let peer = self.shared.peer(*id);
             let standing = peer.standing();
@@ -214,7 +218,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 standing.role,
                 Role::Follower | Role::Candidate | Role::Leader
             );
-            peer.is_alive() && standing.voter && has_state && connected(peer) != 0
+            let enough = peer.public(public::APPLIED) >= least;
+            peer.is_alive() && standing.voter && has_state && enough && connected(peer) != 0
         };
         // A follower rather than the leader, whose latency matters.
         let cost = |id: &ReplicaId| self.shared.peer(*id).standing().role == Role::Leader;

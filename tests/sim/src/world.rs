@@ -207,6 +207,11 @@ impl World {
         lock(&self.0).reaches(from.0, to.0)
     }
 
+    /// No message takes much longer than usual any more.
+    pub fn calm(&self) {
+        lock(&self.0).profile.tail = 0;
+    }
+
     /// Messages from `from` to `to` take up to `extra_ns` longer, for `time_ns`.
     pub fn clog(&self, from: NodeId, to: NodeId, extra_ns: u64, time_ns: u64) {
         let mut world = lock(&self.0);

@@ -225,6 +225,7 @@ impl Group {
     /// Ends all trouble but that of a minority that stays as it is, or gets worse. Whether the group can go on.
     fn heal(&self) -> bool {
         self.end_plan();
+        self.world.calm();
         let n = self.slots.len();
         for a in 0..n {
             self.world.set_rates(NodeId(a), Rates::NONE);
