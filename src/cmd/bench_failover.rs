@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// A line of the replicas' cluster.toml, such as "detect_us = 1000"
     #[arg(long, value_name = "LINE")]
     set: Vec<String>,
+    /// Adds an acknowledged write that nobody made to what is judged: the command has to fail then
+    #[arg(long, hide = true)]
+    forge: bool,
     /// Repeats the choices of a run: keys, commands, moments
     #[arg(long)]
     seed: Option<u64>,
@@ -94,6 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
             pause: Duration::from_micros(args.pause_us),
             seed,
         },
+        forge: args.forge,
         settings: args.set.iter().map(|line| format!("{line}\n")).collect(),
     };
     let bar = ProgressBar::new(rounds);
@@ -155,11 +159,7 @@ fn text(args: &Args, rounds: u64, found: &Found) -> String {
         found.acked,
         found.lost,
         found.stale_reads,
-        match (&found.why, found.linearizable) {
-            (_, true) => "linearizable".to_owned(),
-            (Some(why), _) => why.clone(),
-            (None, false) => "not linearizable".to_owned(),
-        },
+        found.why.as_deref().unwrap_or("linearizable"),
         found.false_failovers,
         found.quiet_s,
         found.rejoin.p50 / 1_000_000,

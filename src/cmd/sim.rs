@@ -30,7 +30,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "seed", value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// The first seed
-    #[arg(long, value_name = "SEED", default_value_t = 0, conflicts_with = "seed")]
+    #[arg(
+        long,
+        value_name = "SEED",
+        default_value_t = 0,
+        conflicts_with = "seed"
+    )]
     first: u64,
     /// Runs this seed alone, twice, and compares the hashes of both runs
     #[arg(long, value_name = "SEED")]
@@ -124,7 +129,10 @@ fn named(name: &str) -> Result<Bug> {
     let found = Bug::ALL.iter().find(|bug| bug.name() == name);
     found.copied().ok_or_else(|| {
         let names: Vec<_> = Bug::ALL.iter().map(|bug| bug.name()).collect();
-        misuse(format!("--bug '{name}': expected one of {}", names.join(", ")))
+        misuse(format!(
+            "--bug '{name}': expected one of {}",
+            names.join(", ")
+        ))
     })
 }
 
@@ -152,18 +160,29 @@ fn many(args: &Args) -> Result<Status> {
     let seeds = args.seeds.unwrap_or(SEEDS);
     let bar = bar(seeds, "seeds");
     let start = Instant::now();
-    let summary = group::many(args.first, seeds, threads(args), REPEAT_EVERY, || bar.inc(1));
+    let summary = group::many(args.first, seeds, threads(args), REPEAT_EVERY, || {
+        bar.inc(1)
+    });
     let seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let missing = if seeds < COVERED_SEEDS { Vec::new() } else { summary.missing() };
-    let holds = summary.failures.is_empty() && summary.not_repeated.is_empty() && missing.is_empty();
+    let missing = if seeds < COVERED_SEEDS {
+        Vec::new()
+    } else {
+        summary.missing()
+    };
+    let holds =
+        summary.failures.is_empty() && summary.not_repeated.is_empty() && missing.is_empty();
     let report = report(summary, missing, seconds);
     if args.json {
         print_json(&report)?;
     } else {
         print(&text(&report))?;
     }
-    Ok(if holds { Status::Holds } else { Status::DoesNotHold })
+    Ok(if holds {
+        Status::Holds
+    } else {
+        Status::DoesNotHold
+    })
 }
 
 fn report(summary: Summary, missing: Vec<&'static str>, seconds: f64) -> Report {
@@ -195,12 +214,23 @@ fn text(report: &Report) -> String {
         pair("seeds a second", format!("{:.1}", report.seeds_per_s)),
         pair("entries decided", report.entries.to_string()),
         pair("operations answered", report.operations.to_string()),
-        pair("histories not judged to the end", report.unknown.to_string()),
+        pair(
+            "histories not judged to the end",
+            report.unknown.to_string(),
+        ),
     ];
-    rows.extend(report.coverage.iter().map(|(name, hits)| pair(name, hits.to_string())));
+    rows.extend(
+        report
+            .coverage
+            .iter()
+            .map(|(name, hits)| pair(name, hits.to_string())),
+    );
     let mut text = table(&rows, 1);
     for failure in report.failures.iter().take(SHOWN) {
-        text += &format!("\nseed {} {}\n  {}\n", failure.seed, failure.what, failure.replay);
+        text += &format!(
+            "\nseed {} {}\n  {}\n",
+            failure.seed, failure.what, failure.replay
+        );
     }
     if report.failures.len() > SHOWN {
         text += &format!("\nand {} more\n", report.failures.len() - SHOWN);
@@ -225,7 +255,11 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
     let start = Instant::now();
     let first = group::run(Options { seed, bug, trace });
     let seconds = start.elapsed().as_secs_f64();
-    let second = group::run(Options { seed, bug, trace: None });
+    let second = group::run(Options {
+        seed,
+        bug,
+        trace: None,
+    });
     let mut coverage = BTreeMap::new();
     first.rows.add_to(&mut coverage);
     first.faults.add_to(&mut coverage);
@@ -254,7 +288,10 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
         let mut rows = vec![
             pair("outcome", report.outcome.clone()),
             pair("hash", report.hash.clone()),
-            pair("second run the same", if repeated { "yes" } else { "NO" }.to_owned()),
+            pair(
+                "second run the same",
+                if repeated { "yes" } else { "NO" }.to_owned(),
+            ),
             pair("run", report.run.clone()),
             pair("entries decided", report.entries.to_string()),
             pair("operations answered", report.operations.to_string()),
@@ -263,7 +300,11 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
         rows.extend(hit.map(|(name, hits)| pair(name, hits.to_string())));
         print(&table(&rows, 1))?;
     }
-    Ok(if failed || !repeated { Status::DoesNotHold } else { Status::Holds })
+    Ok(if failed || !repeated {
+        Status::DoesNotHold
+    } else {
+        Status::Holds
+    })
 }
 
 fn zoo(args: &Args, bug: Option<Bug>) -> Result<Status> {
@@ -272,7 +313,12 @@ fn zoo(args: &Args, bug: Option<Bug>) -> Result<Status> {
     let bugs: Vec<Row> = chosen
         .into_iter()
         .map(|bug| {
-            let caught = group::hunt(bug, args.first, args.seeds.unwrap_or(ZOO_SEEDS), threads(args));
+            let caught = group::hunt(
+                bug,
+                args.first,
+                args.seeds.unwrap_or(ZOO_SEEDS),
+                threads(args),
+            );
             bar.inc(1);
             entry(caught)
         })
@@ -293,7 +339,11 @@ fn zoo(args: &Args, bug: Option<Bug>) -> Result<Status> {
         }
         print(&text)?;
     }
-    Ok(if all { Status::Holds } else { Status::DoesNotHold })
+    Ok(if all {
+        Status::Holds
+    } else {
+        Status::DoesNotHold
+    })
 }
 
 fn entry(caught: Caught) -> Row {

@@ -6,7 +6,7 @@ mod page;
 use std::time::Duration;
 use std::{fmt, thread};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mu::host::monotonic_ns;
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -60,7 +60,7 @@ pub(crate) struct Figures {
     pub(crate) unknown: usize,
     pub(crate) lost: usize,
     pub(crate) stale_reads: usize,
-    pub(crate) linearizable: bool,
+    pub(crate) linearizable: &'static str,
     pub(crate) seconds: f64,
 }
 
@@ -99,11 +99,7 @@ impl Shown {
             "SOMETHING IS WRONG: {} acknowledged commands lost, {} stale reads, the history is {}.",
             j.lost,
             j.stale_reads,
-            match (&j.why, j.linearizable) {
-                (_, true) => "linearizable",
-                (Some(why), _) => why,
-                (None, _) => "not linearizable",
-            }
+            j.why.as_deref().unwrap_or("linearizable")
         )
     }
 }
@@ -150,6 +146,8 @@ pub(crate) fn run(
     times.decided_ns = load.regained(PATIENCE)?;
     cluster.reap(old_leader)?;
     let takeover = cluster.takeover(old_leader, times.killed_ns)?;
+    let takeover =
+        takeover.context("the leader had lost its office before it was killed; try again")?;
     let new_leader = takeover.leader;
     (times.detected_ns, times.switched_ns) = (takeover.stood_ns, takeover.led_ns);
     let ms = |at_ns: u64| (at_ns - times.killed_ns) as f64 / 1e6;

@@ -243,8 +243,9 @@ impl Cluster {
         }
     }
 
-    /// How another replica than `away` took over after a moment. A status tells it a little later.
-    pub(crate) fn takeover(&mut self, away: u8, moment_ns: u64) -> Result<Takeover> {
+    /// How another replica than `away` took over after a moment. A status tells it a little later. `None` if another one
+    /// leads since before the moment, so that nothing was to be taken over.
+    pub(crate) fn takeover(&mut self, away: u8, moment_ns: u64) -> Result<Option<Takeover>> {
         let begin = Instant::now();
         loop {
             let mut events: Vec<(u8, RoleEvent)> = Vec::new();
@@ -252,15 +253,21 @@ impl Cluster {
                 let said = self.status(id)?.events.into_iter();
                 events.extend(said.map(|event| (id, event)));
             }
+            let before = events.iter().filter(|(_, event)| event.at_ns <= moment_ns);
+            let before = before.max_by_key(|(_, event)| event.at_ns);
+            let led_before = before.is_some_and(|(_, event)| event.role == "leader");
             events.retain(|(_, event)| event.at_ns > moment_ns);
             events.sort_by_key(|(_, event)| event.at_ns);
             let first = |role: &str| events.iter().find(|(_, event)| event.role == role);
             if let Some(((_, stood), (leader, led))) = first("stands").zip(first("leader")) {
-                return Ok(Takeover {
+                return Ok(Some(Takeover {
                     leader: *leader,
                     stood_ns: stood.at_ns,
                     led_ns: led.at_ns,
-                });
+                }));
+            }
+            if led_before && begin.elapsed() > PATIENCE / 10 {
+                return Ok(None);
             }
             if begin.elapsed() > PATIENCE {
                 bail!("no replica says that it stood and led after {moment_ns} ns: {events:?}");

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mu_history::{
-    DEFAULT_BUDGET_STEPS, History, Kv, KvOp, KvOutput, Operation, Outcome, check, lost_in_state,
-    stale_reads,
+    DEFAULT_BUDGET_STEPS, History, Kv, KvOp, KvOutput, Operation, Outcome, Verdict, check,
+    lost_in_state, stale_reads,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +15,9 @@ use super::load::Record;
 
 /// Patience of one read at the end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What [`Judgement::linearizable`] has to be.
+pub(crate) const YES: &str = "yes";
 
 /// What the checks say.
 #[derive(Clone, Debug)]
@@ -29,8 +32,8 @@ pub(crate) struct Judgement {
     pub(crate) lost: usize,
     /// Reads of what was overwritten before.
     pub(crate) stale_reads: usize,
-    /// Is there an order that explains every answer?
-    pub(crate) linearizable: bool,
+    /// Is there an order that explains every answer? `yes`, `no`, or `unknown` if it would take too long to find out.
+    pub(crate) linearizable: &'static str,
     /// Why not.
     pub(crate) why: Option<String>,
 }
@@ -38,7 +41,7 @@ pub(crate) struct Judgement {
 impl Judgement {
     /// Nothing lost, nothing stale, nothing applied twice.
     pub(crate) fn holds(&self) -> bool {
-        self.lost == 0 && self.stale_reads == 0 && self.linearizable
+        self.lost == 0 && self.stale_reads == 0 && self.linearizable == YES
     }
 }
 
@@ -118,14 +121,19 @@ fn look(history: &History<Kv>, values: &BTreeMap<u64, u64>) -> Result<Judgement>
         .filter(is_command)
         .filter(|operation| operation.output().is_some())
         .count();
+    let why = (!verdict.is_linearizable()).then(|| verdict.to_string());
     Ok(Judgement {
         operations: operations.len(),
         acked: acked as u64,
         unknown: operations.len() - history.answered(),
         lost,
         stale_reads,
-        linearizable: verdict.is_linearizable(),
-        why: (!verdict.is_linearizable()).then(|| verdict.to_string()),
+        linearizable: match verdict {
+            Verdict::Linearizable => YES,
+            Verdict::Violation(_) => "no",
+            Verdict::Unknown { .. } => "unknown",
+        },
+        why,
     })
 }
 
@@ -165,7 +173,7 @@ mod tests {
         assert_eq!((good.acked, good.operations, good.unknown), (2, 3, 0));
         let lost = judged(vec![put(7, (1, 2)), put(8, (3, 4)), get(7, (5, 6))], 7);
         assert!(
-            lost.lost > 0 && !lost.linearizable && !lost.holds(),
+            lost.lost > 0 && lost.linearizable == "no" && !lost.holds(),
             "{lost:?}"
         );
         let stale = judged(vec![put(7, (1, 2)), put(8, (3, 4)), get(7, (5, 6))], 8);
@@ -178,6 +186,6 @@ mod tests {
             ],
             3,
         );
-        assert!(!twice.linearizable && !twice.holds(), "{twice:?}");
+        assert!(twice.linearizable == "no" && !twice.holds(), "{twice:?}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every replica has a few words of the shared memory. Between two turns of its server, that is on the replication
 //! thread, it looks whether it is to hang or to hand the leadership over. At every verb it looks whether that is the
-//! step at which it is to die or to stop.
+//! step at which it is to die or to stop, and on the thread of the heartbeats whether that is to hang.
 
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +22,7 @@ use crate::cmd::Around;
 const STRIDE: usize = 16;
 const WORDS: usize = STRIDE * 16;
 
-/// While it is not 0 the replication thread hangs.
+/// Which thread hangs; a [`Hang`].
 const HANG: usize = 0;
 /// The replica (plus one) to hand over to.
 const HAND_OVER: usize = 1;
@@ -38,6 +38,17 @@ const SPRUNG: usize = 5;
 /// While it hangs it looks this often whether it is to go on.
 const HANGS: Duration = Duration::from_micros(100);
 
+/// What hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hang {
+    /// Nothing.
+    Nothing,
+    /// The thread that replicates.
+    Replication,
+    /// The thread that keeps heartbeats and permissions.
+    Background,
+}
+
 /// All the strings, in the hands of the measurement.
 pub(crate) struct Strings(Words);
 
@@ -51,9 +62,9 @@ impl Strings {
         self.0.inherit()
     }
 
-    /// Makes a replica's replication thread hang, or go on.
-    pub(crate) fn hang(&self, id: u8, hangs: bool) {
-        word(&self.0, id, HANG).store(hangs.into(), Ordering::SeqCst);
+    /// Makes a thread of a replica hang, or go on.
+    pub(crate) fn hang(&self, id: u8, what: Hang) {
+        word(&self.0, id, HANG).store(what as u64, Ordering::SeqCst);
     }
 
     /// Sets the trap of a replica.
@@ -109,6 +120,14 @@ impl Trap {
         word(&self.words, self.id, which)
     }
 
+    /// Does not return while the calling thread, which is the one named, is to hang.
+    #[inline]
+    pub(super) fn hold(&self, thread: Hang) {
+        while self.word(HANG).load(Ordering::Relaxed) == thread as u64 {
+            thread::sleep(HANGS);
+        }
+    }
+
     pub(super) fn step(&self) -> &Word {
         self.word(STEP)
     }
@@ -135,9 +154,7 @@ impl Around for Marionette {
 
     fn between<C: Context>(&mut self, server: &mut Server<C>) {
         let trap = &self.0;
-        while trap.word(HANG).load(Ordering::Relaxed) != 0 {
-            thread::sleep(HANGS);
-        }
+        trap.hold(Hang::Replication);
         if trap.word(HAND_OVER).load(Ordering::Relaxed) == 0 {
             return;
         }

@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, bail};
 use mu::host::{Status, monotonic_ns};
 use nix::sys::signal::Signal;
 
-use super::replica::Strings;
+use super::replica::{Hang, Strings};
 use super::steps::{CASES, Case, Victim};
 use super::woken::Probe;
 use super::{Fault, Found, Plan};
 use crate::bench::stats::{Random, Recorder};
+use crate::local::caller::{Ask, Told};
 use crate::local::cluster::{Cluster, PATIENCE};
 use crate::local::judge::judge;
 use crate::local::load::{Load, Record};
@@ -39,6 +40,7 @@ pub(super) struct Bench<'a> {
     /// What the probe saw.
     records: Vec<Record>,
     woken_answers: u64,
+    false_failovers: u64,
 }
 
 impl<'a> Bench<'a> {
@@ -62,6 +64,7 @@ impl<'a> Bench<'a> {
             steps: BTreeMap::new(),
             records: Vec::new(),
             woken_answers: 0,
+            false_failovers: 0,
         })
     }
 
@@ -87,15 +90,16 @@ impl<'a> Bench<'a> {
         Ok(led)
     }
 
-    /// An idle and a loaded time in which nobody may take over. How many did.
-    pub(super) fn quiet(&mut self) -> Result<u64> {
+    /// An idle and a loaded time in which nobody may take over; counts those who do.
+    pub(super) fn quiet(&mut self) -> Result<()> {
         let before = self.led()?;
         for rests in [true, false] {
             self.load.rest(rests);
             thread::sleep(self.plan.quiet);
         }
         thread::sleep(PUBLISHED);
-        Ok(self.led()? - before)
+        self.false_failovers += self.led()? - before;
+        Ok(())
     }
 
     /// Takes the leader away at any moment, waits for the next one, brings the old one back.
@@ -105,7 +109,8 @@ impl<'a> Bench<'a> {
         match self.plan.fault {
             Fault::Kill => self.cluster.signal(leader, Signal::SIGKILL)?,
             Fault::Stop => self.cluster.signal(leader, Signal::SIGSTOP)?,
-            Fault::Hang => self.strings.hang(leader, true),
+            Fault::Hang => self.strings.hang(leader, Hang::Replication),
+            Fault::Heartbeat => self.strings.hang(leader, Hang::Background),
             Fault::Handover => {
                 let to = (leader + 1) % self.plan.replicas;
                 self.strings.hand_over(leader, to);
@@ -182,7 +187,7 @@ impl<'a> Bench<'a> {
                 self.cluster.reap(id)?;
                 self.cluster.start(id, false)?;
             }
-            Fault::Stop | Fault::Hang => self.wake(id)?,
+            Fault::Stop | Fault::Hang | Fault::Heartbeat => self.wake(id)?,
             Fault::Handover => {}
         }
         self.cluster
@@ -196,7 +201,7 @@ impl<'a> Bench<'a> {
         let key = self.random.below(self.plan.load.keys);
         let sent = self.probe.send(id, key);
         match self.plan.fault {
-            Fault::Hang => self.strings.hang(id, false),
+            Fault::Hang | Fault::Heartbeat => self.strings.hang(id, Hang::Nothing),
             _ => self.cluster.signal(id, Signal::SIGCONT)?,
         }
         let (records, answers) = self.probe.hear(sent);
@@ -209,14 +214,19 @@ impl<'a> Bench<'a> {
 
     /// What the replicas say of the takeover after `fault_ns`.
     fn phases(&mut self, away: u8, fault_ns: u64) -> Result<()> {
-        let takeover = self.cluster.takeover(away, fault_ns)?;
-        self.detect.record(takeover.stood_ns - fault_ns);
-        self.switch.record(takeover.led_ns - fault_ns);
+        match self.cluster.takeover(away, fault_ns)? {
+            Some(takeover) => {
+                self.detect.record(takeover.stood_ns - fault_ns);
+                self.switch.record(takeover.led_ns - fault_ns);
+            }
+            // The one that was taken away had just lost its office: that was no failover of this round.
+            None => self.false_failovers += 1,
+        }
         Ok(())
     }
 
     /// Ends the load and judges it.
-    pub(super) fn found(mut self, false_failovers: u64, led_before: u64) -> Result<Found> {
+    pub(super) fn found(mut self, led_before: u64) -> Result<Found> {
         let extra_failovers = match (self.plan.fault, self.plan.at) {
             // The counts of killed replicas are gone, and a step may cost more than one leader.
             (Fault::Kill, _) | (_, Some(_)) => None,
@@ -224,6 +234,9 @@ impl<'a> Bench<'a> {
         };
         let mut records = self.load.end()?;
         records.extend(self.records);
+        if self.plan.forge {
+            records.extend(forged(&records));
+        }
         let judged = judge(&self.cluster.clients(), &records)?;
         Ok(Found {
             detect: self.detect.percentiles(),
@@ -233,7 +246,7 @@ impl<'a> Bench<'a> {
             unknown: judged.unknown,
             lost: judged.lost,
             stale_reads: judged.stale_reads,
-            false_failovers,
+            false_failovers: self.false_failovers,
             quiet_s: self.plan.quiet.as_secs_f64(),
             extra_failovers,
             linearizable: judged.linearizable,
@@ -245,6 +258,22 @@ impl<'a> Bench<'a> {
             seed: self.plan.load.seed,
         })
     }
+}
+
+/// An acknowledged write that nobody made, at the end of everything.
+fn forged(records: &[Record]) -> Option<Record> {
+    let last = records.iter().filter(|record| {
+        let put = matches!(record.ask, Ask::Put { .. });
+        put && record.called.answer.is_some()
+    });
+    let mut record = *last.max_by_key(|record| record.called.invoked_ns)?;
+    if let Ask::Put { value, .. } = &mut record.ask {
+        *value = u64::MAX;
+    }
+    let now_ns = monotonic_ns();
+    record.called.invoked_ns = now_ns;
+    record.called.answer = Some((Told::Done, 0, now_ns));
+    Some(record)
 }
 
 fn counter(status: &Status, name: &str) -> Result<u64> {

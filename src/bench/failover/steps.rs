@@ -17,7 +17,7 @@ use mu_verbs::{
 };
 use nix::sys::signal::{Signal, raise};
 
-use super::replica::Trap;
+use super::replica::{Hang, Trap};
 
 /// A kind of verb, by what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +337,9 @@ impl<C: Context> QueuePair<Trapped<C>> for TrappedQp<C> {
 
     #[inline]
     fn post_send(&mut self, wr: &Wr<'_, Trapped<C>>) -> Result<(), PostError> {
+        if is_background() {
+            self.trap.hold(Hang::Background);
+        }
         self.trap.pass(|| of_send::<C>(wr), false);
         let posted = self.inner.post_send(wr);
         self.trap.pass(|| of_send::<C>(wr), true);

@@ -231,7 +231,12 @@ impl Context for SimContext {
         cap: &QpCap,
     ) -> Result<SimQp, Error> {
         const VERB: &str = "ibv_create_qp";
-        limit(VERB, "send requests", cap.max_send_wr.into(), self.caps.max_qp_wr.into())?;
+        limit(
+            VERB,
+            "send requests",
+            cap.max_send_wr.into(),
+            self.caps.max_qp_wr.into(),
+        )?;
         limit(
             VERB,
             "receive requests",

@@ -113,7 +113,9 @@ impl Fault {
     /// registration that cannot be ended is beyond what a replica has to survive.
     pub fn in_groups() -> impl Iterator<Item = Self> {
         let others = [Self::CqOverrun, Self::MemoryLost, Self::DeregisterFails];
-        Self::ALL.into_iter().filter(move |fault| !others.contains(fault))
+        Self::ALL
+            .into_iter()
+            .filter(move |fault| !others.contains(fault))
     }
 
     /// Its name in reports.

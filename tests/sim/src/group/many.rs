@@ -71,11 +71,25 @@ fn failed(report: &Report) -> Option<String> {
 
 /// Runs `seeds` seeds from `first` on `threads` threads; every `repeat`th twice, to compare the hashes (0: none).
 /// `progress` is called after each.
-pub fn many(first: u64, seeds: u64, threads: usize, repeat: u64, progress: impl Fn() + Sync) -> Summary {
+pub fn many(
+    first: u64,
+    seeds: u64,
+    threads: usize,
+    repeat: u64,
+    progress: impl Fn() + Sync,
+) -> Summary {
     let next = AtomicU64::new(0);
     let summary = Mutex::new(Summary::default());
-    for name in Row::ALL.iter().map(|row| row.name()).chain(Fault::in_groups().map(Fault::name)) {
-        summary.lock().expect("no panic yet").coverage.insert(name, 0);
+    for name in Row::ALL
+        .iter()
+        .map(|row| row.name())
+        .chain(Fault::in_groups().map(Fault::name))
+    {
+        summary
+            .lock()
+            .expect("no panic yet")
+            .coverage
+            .insert(name, 0);
     }
     let work = || {
         loop {
@@ -84,10 +98,18 @@ pub fn many(first: u64, seeds: u64, threads: usize, repeat: u64, progress: impl 
                 return;
             }
             let seed = first.wrapping_add(n);
-            let report = run(Options { seed, ..Options::default() });
+            let report = run(Options {
+                seed,
+                ..Options::default()
+            });
             let repeats = repeat == 0
                 || !n.is_multiple_of(repeat)
-                || run(Options { seed, ..Options::default() }).hash == report.hash;
+                || run(Options {
+                    seed,
+                    ..Options::default()
+                })
+                .hash
+                    == report.hash;
             let mut summary = summary.lock().expect("a run that panics ends all");
             summary.add(seed, &report);
             if !repeats {
@@ -129,9 +151,19 @@ pub fn hunt(bug: Bug, first: u64, seeds: u64, threads: usize) -> Caught {
                 return;
             }
             let seed = first.wrapping_add(n);
-            let report = run(Options { seed, bug: Some(bug), trace: None });
+            let report = run(Options {
+                seed,
+                bug: Some(bug),
+                trace: None,
+            });
             // What the sound protocol fails as well is not the bug's doing.
-            let sound = || failed(&run(Options { seed, ..Options::default() })).is_none();
+            let sound = || {
+                failed(&run(Options {
+                    seed,
+                    ..Options::default()
+                }))
+                .is_none()
+            };
             if let Some(what) = failed(&report).filter(|_| sound()) {
                 found.store(true, Ordering::Release);
                 let mut best = best.lock().expect("a run that panics ends all");
@@ -148,6 +180,9 @@ pub fn hunt(bug: Bug, first: u64, seeds: u64, threads: usize) -> Caught {
     Caught {
         bug,
         seeds: best.as_ref().map_or(seeds, |(n, _)| n + 1),
-        by: best.map(|(n, what)| Failure { seed: first.wrapping_add(n), what }),
+        by: best.map(|(n, what)| Failure {
+            seed: first.wrapping_add(n),
+            what,
+        }),
     }
 }

@@ -223,13 +223,17 @@ impl Oracle {
     /// Every try that stands in a decided entry, whether it is applied or found to be a retry: then this says so.
     pub(crate) fn stands(&mut self, index: u64, attempt: u32) -> bool {
         let Some(known) = self.attempts.get_mut(attempt as usize) else {
-            self.fail(format!("I2 validity: entry {index} holds try {attempt}, which nobody made"));
+            self.fail(format!(
+                "I2 validity: entry {index} holds try {attempt}, which nobody made"
+            ));
             return false;
         };
         known.seen = true;
         let (op, told) = (known.op, known.told);
         if told == Told::Never {
-            self.fail(format!("outcome: try {attempt} stands in entry {index}, and its client was told never"));
+            self.fail(format!(
+                "outcome: try {attempt} stands in entry {index}, and its client was told never"
+            ));
         }
         !self.standing.insert(op)
     }

@@ -530,8 +530,14 @@ impl Process {
         let Ok(rep) = self.rep.try_borrow() else {
             return format!("is {:?}{vote}, busy", standing.role);
         };
-        let followers: Vec<_> = rep.followers().map(|(id, index)| format!("{id} at {index}")).collect();
-        let holder = self.shared.holder().map_or("nobody".into(), |id| id.to_string());
+        let followers: Vec<_> = rep
+            .followers()
+            .map(|(id, index)| format!("{id} at {index}"))
+            .collect();
+        let holder = self
+            .shared
+            .holder()
+            .map_or("nobody".into(), |id| id.to_string());
         format!(
             "is {:?}{vote}, applied {} of {}, log up to {}, promised {promised}, held by {holder}, followers {followers:?}",
             standing.role,

@@ -244,7 +244,9 @@ impl Group {
             self.slots[a].cpu.set(cpu);
             self.wake_engines(a);
         }
-        (0..n).filter_map(|slot| self.process(slot)).for_each(|process| process.behave());
+        (0..n)
+            .filter_map(|slot| self.process(slot))
+            .for_each(|process| process.behave());
         let voters = self.voters();
         let quorum = self.members.quorum();
         let spare = voters.saturating_sub(quorum);
@@ -320,7 +322,9 @@ impl Group {
     fn state_of_all(&self) -> String {
         let mut all = format!("{} entries decided", self.core.borrow().oracle.last());
         for (at, slot) in self.slots.iter().enumerate() {
-            let state = self.process(at).map_or("is down".into(), |process| process.state());
+            let state = self
+                .process(at)
+                .map_or("is down".into(), |process| process.state());
             let stuck = match slot.cpu.get().hung_until_ns.map(|until| until == u64::MAX) {
                 [false, false] => "",
                 [true, _] => ", replication hung",
