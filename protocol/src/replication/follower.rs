@@ -25,8 +25,11 @@ use crate::zoo::{Bug, Zoo};
 /// Entries that one poll looks at or applies, so that a long backlog does not keep the engine from anything else.
 const PER_POLL: usize = 256;
 
-/// Bytes that are loaded ahead of a reader that is behind.
+/// Bytes that are loaded ahead of a reader that is far behind.
 const AHEAD: u64 = 1024;
+/// Entries after which a reader takes itself for far behind. What is loaded ahead may not be written yet, and then its
+/// lines have to be fetched back by the leader, for every entry that it writes there.
+const FAR: usize = 32;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -78,7 +81,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         for n in 0..PER_POLL {
             // A reader that is behind would wait for one line after the other, since each entry says where the next one
             // is; loading the lines ahead lets it wait for many at once.
-            if n >= 2 && seen.at >= ahead {
+            if n >= FAR && seen.at >= ahead {
                 ahead = seen.at + AHEAD;
                 self.load_ahead(seen.at..ahead);
             }
