@@ -180,11 +180,15 @@ impl Oracle {
                 if self.excused > 0 {
                     continue;
                 }
-                return self.fail(format!("I10: replica {who} applied entry {index}, which nobody holds decided"));
+                return self.fail(format!(
+                    "I10: replica {who} applied entry {index}, which nobody holds decided"
+                ));
             };
             if decided.header.kind != Kind::Commands {
                 let kind = decided.header.kind;
-                return self.fail(format!("I1 agreement: replica {who} applied {group:?} at {index}, which is {kind:?}"));
+                return self.fail(format!(
+                    "I1 agreement: replica {who} applied {group:?} at {index}, which is {kind:?}"
+                ));
             }
             match &decided.commands {
                 Some(known) if known == group => continue,

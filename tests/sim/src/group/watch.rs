@@ -119,23 +119,35 @@ impl Group {
         }
         let seen = process.cursor.replace(applied);
         if applied.index < seen.index {
-            return self.fail(format!("I10: replica {slot} fell back from {} to {}", seen.index, applied.index));
+            return self.fail(format!(
+                "I10: replica {slot} fell back from {} to {}",
+                seen.index, applied.index
+            ));
         }
         // Its log may hold what it did not apply: it took a snapshot, or its log was written over since.
         let entries = self.chain(rep, seen, applied.index);
-        if entries.last().map_or(seen, |(header, at)| Point { at: *at, ..seen }.after(header)) == applied {
+        if entries
+            .last()
+            .map_or(seen, |(header, at)| Point { at: *at, ..seen }.after(header))
+            == applied
+        {
             for (header, at) in &entries {
                 self.claim(slot, rep, header, *at);
                 self.look_at_ring(process, header, *at);
             }
         } else {
-            let known = self.core.borrow().oracle.entry(applied.index).map(|entry| {
-                (entry.header.epoch, entry.at + entry.header.size() as u64)
-            });
+            let known = self
+                .core
+                .borrow()
+                .oracle
+                .entry(applied.index)
+                .map(|entry| (entry.header.epoch, entry.at + entry.header.size() as u64));
             // A flipped bit may have struck what it applied before anybody looked.
             let excused = known.is_none() && self.core.borrow().oracle.excused > 0;
             if known != Some((applied.epoch, applied.at)) && !excused {
-                self.fail(format!("I1: replica {slot} is at {applied:?}, the log there has {known:?}"));
+                self.fail(format!(
+                    "I1: replica {slot} is at {applied:?}, the log there has {known:?}"
+                ));
             }
         }
         if rep.leads().is_some() {
@@ -149,7 +161,10 @@ impl Group {
     fn chain(&self, rep: &Rep, from: Point, last: u64) -> Vec<(Header, u64)> {
         let (mut entries, mut point) = (Vec::new(), from);
         while point.index < last {
-            let Some(header) = look(rep.log(), point, rep.settings().max_entry_bytes(), Sound) else { break };
+            let Some(header) = look(rep.log(), point, rep.settings().max_entry_bytes(), Sound)
+            else {
+                break;
+            };
             entries.push((header, point.at));
             point = point.after(&header);
         }
@@ -178,7 +193,10 @@ impl Group {
             if oracle.excused > 0 {
                 return;
             }
-            return oracle.fail(format!("I13: replica {slot} takes the damaged entry {} for decided", header.index));
+            return oracle.fail(format!(
+                "I13: replica {slot} takes the damaged entry {} for decided",
+                header.index
+            ));
         }
         oracle.payload(header, &payload);
         if header.kind == Kind::Commands {
