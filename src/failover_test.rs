@@ -1,5 +1,5 @@
-//! `mu demo` and `mu bench failover` as people and scripts use them: their JSON, their exit statuses, and that what they
-//! started is gone when they are. No figure is judged but for being there.
+//! `mu demo` and `mu bench failover` as people and scripts use them: their JSON, their exit statuses, and that what
+//! they started is gone when they are. No figure is judged but for being there.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -245,7 +245,7 @@ fn text(report: &Report) -> String {
 }
 
 fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
-    let trace: Option<Box<dyn FnMut(&str) + Send>> = if args.trace {
+    let trace: Option<group::Trace> = if args.trace {
         let mut out = std::io::BufWriter::new(std::io::stderr());
         // A reader that went away is no error.
         Some(Box::new(move |line| drop(writeln!(out, "{line}"))))

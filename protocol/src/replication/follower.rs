@@ -295,7 +295,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own
-    /// log, if it is sound; `least` is known to be decided. The vote is kept, and rests until the state covers all that was acknowledged here.
+    /// log, if it is sound; `least` is known to be decided. The vote is kept, and rests until the state covers all that
+    /// was acknowledged here.
     pub(super) fn catch_up(
         &mut self,
         end: Option<u64>,

@@ -29,7 +29,7 @@ use mu_protocol::zoo::{Bug, Seeded};
 
 pub use many::{Caught, Failure, Summary, hunt, many};
 pub use rows::{Row, Rows};
-pub use run::{Options, Outcome, Report, run};
+pub use run::{Options, Outcome, Report, Trace, run};
 
 use crate::hook::Verb;
 use crate::rng::Rng;

@@ -539,7 +539,8 @@ impl Process {
             .holder()
             .map_or("nobody".into(), |id| id.to_string());
         format!(
-            "is {:?}{vote}, applied {} of {}, log up to {}, promised {promised}, held by {holder}, followers {followers:?}",
+            "is {:?}{vote}, applied {} of {}, log up to {}, promised {promised}, held by {holder}, \
+             followers {followers:?}",
             standing.role,
             rep.applied().index,
             rep.commit(),

@@ -19,6 +19,9 @@ use mu_protocol::layout::Role;
 use mu_protocol::settings::{Checksum, Settings};
 use mu_protocol::zoo::Bug;
 
+/// Gets a line for everything that happens.
+pub type Trace = Box<dyn FnMut(&str) + Send>;
+
 /// What to run.
 #[derive(Default)]
 pub struct Options {
@@ -27,7 +30,7 @@ pub struct Options {
     /// A seeded defect of the protocol.
     pub bug: Option<Bug>,
     /// Gets a line for everything that happens.
-    pub trace: Option<Box<dyn FnMut(&str) + Send>>,
+    pub trace: Option<Trace>,
 }
 
 /// How a run ended.
@@ -66,8 +69,8 @@ pub struct Report {
 
 /// Steps of the search for a linearization, for each key.
 const SEARCH_STEPS: u64 = 200_000;
-/// The healed phase must show progress within so long, and everybody be level within as much more: a number of detection
-/// times, and what links that failed again and again may pause before they connect anew.
+/// The healed phase must show progress within so long, and everybody be level within as much more: a number of
+/// detection times, and what links that failed again and again may pause before they connect anew.
 const PROGRESS_NS: u64 = 200_000_000;
 const PROGRESS_DETECTS: u64 = 400;
 /// Operations in the whole safety phase, and in the healed one.
