@@ -1,5 +1,5 @@
-//! `mu demo` and `mu bench failover` as people and scripts use them: their JSON, their exit statuses, and that what they
-//! started is gone when they are. No figure is judged but for being there.
+//! `mu demo` and `mu bench failover` as people and scripts use them: their JSON, their exit statuses, and that what
+//! they started is gone when they are. No figure is judged but for being there.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -144,7 +144,7 @@ fn wrong_usage_is_named() {
             &["bench", "failover", "--fault", "hang", "--steps", "leader"],
             "--steps",
         ),
-        (&["bench", "failover", "--quiet-s", "-1"], "--quiet-s"),
+        (&["bench", "failover", "--quiet-s=-1"], "--quiet-s"),
         (&["bench", "failover", "--rounds", "0"], "--rounds"),
         (&["demo", "--seconds", "0"], "--seconds"),
     ] {

@@ -84,8 +84,8 @@ impl Options {
 /// one is late by a few time slices without anything being wrong. A process that dies is found without them.
 const SCARCE_TIMES_US: (u64, u64) = (100, 10_000);
 
-/// The engines' settings for a configuration: the one place where the two meet. `scarce`: there are fewer processors than
-/// threads.
+/// The engines' settings for a configuration: the one place where the two meet. `scarce`: there are fewer processors
+/// than threads.
 fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
     let ns = |us: u64| us.saturating_mul(1_000);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);

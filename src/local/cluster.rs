@@ -243,8 +243,8 @@ impl Cluster {
         }
     }
 
-    /// How another replica than `away` took over after a moment. A status tells it a little later. `None` if another one
-    /// leads since before the moment, so that nothing was to be taken over.
+    /// How another replica than `away` took over after a moment. A status tells it a little later. `None` if another
+    /// one leads since before the moment, so that nothing was to be taken over.
     pub(crate) fn takeover(&mut self, away: u8, moment_ns: u64) -> Result<Option<Takeover>> {
         let begin = Instant::now();
         loop {

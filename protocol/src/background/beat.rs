@@ -98,8 +98,8 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         self.compare_digests();
     }
 
-    /// After a death, what the others say of it decides whether this replica may stand, and somebody may soon ask for the
-    /// right to write this log. So for a while they are looked at more often than once a heartbeat.
+    /// After a death, what the others say of it decides whether this replica may stand, and somebody may soon ask for
+    /// the right to write this log. So for a while they are looked at more often than once a heartbeat.
     pub(super) fn look(&mut self, now_ns: u64) -> bool {
         if self.looks == 0 || now_ns < self.look_ns {
             return false;

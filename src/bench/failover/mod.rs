@@ -12,7 +12,8 @@
 //! A leader that was stopped or hung is asked directly when it wakes: it must not acknowledge or serve anything.
 //!
 //! With a victim, rounds are not at any moment: each takes the next of the named [`steps`], and the replica itself
-//! raises the signal there. Before the rounds comes a quiet time, idle and then under load, in which nobody may take over.
+//! raises the signal there. Before the rounds comes a quiet time, idle and then under load, in which nobody may take
+//! over.
 
 pub(crate) mod replica;
 mod rounds;
