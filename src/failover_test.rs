@@ -144,7 +144,7 @@ fn wrong_usage_is_named() {
             &["bench", "failover", "--fault", "hang", "--steps", "leader"],
             "--steps",
         ),
-        (&["bench", "failover", "--quiet-s", "-1"], "--quiet-s"),
+        (&["bench", "failover", "--quiet-s=-1"], "--quiet-s"),
         (&["bench", "failover", "--rounds", "0"], "--rounds"),
         (&["demo", "--seconds", "0"], "--seconds"),
     ] {

@@ -6,7 +6,9 @@ use anyhow::Result;
 use super::{Status, serve};
 use crate::bench::failover::replica::Marionette;
 
+// Its group would have the name of the one inside.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     serve: serve::Args,
