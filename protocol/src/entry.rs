@@ -277,7 +277,7 @@ impl Encoder {
     }
 
     /// Completes the entry: fills in length, count and checksum of `header`, and gives it with its bytes.
-    #[inline]
+    #[inline(always)]
     pub fn finish(&mut self, header: Header, checksum: bool) -> (Header, &[u8]) {
         self.begin();
         self.finished = true;

@@ -410,6 +410,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.lead.valid_from = self.lead.valid_from.max(from + 1);
         }
         let skip = self.zoo.has(Bug::SkipFollowerUpdate);
+        self.lead.free_until = 0;
         let Some(follower) = self.lead.follower(id) else {
             return;
         };

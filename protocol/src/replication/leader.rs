@@ -206,6 +206,8 @@ pub(super) struct Lead {
     pub(super) start_at: u64,
     /// Positions below are not in the own ring although the ring would have room for them.
     pub(super) valid_from: u64,
+    /// Up to here nobody who is being written needs what the ring holds; that only grows until another one is confirmed.
+    pub(super) free_until: u64,
     /// Leader time of the last entry.
     time_ns: u64,
     pub(super) followers: Vec<Follower>,
@@ -239,6 +241,7 @@ impl Lead {
             first: 0,
             start_at: 0,
             valid_from: 0,
+            free_until: 0,
             time_ns: 0,
             followers,
             slots,
@@ -340,7 +343,7 @@ impl Lead {
         });
         self.epoch = epoch;
         self.phase = Phase::Granting;
-        (self.start_at, self.valid_from) = (applied.at, 0);
+        (self.start_at, self.valid_from, self.free_until) = (applied.at, 0, 0);
         (self.minority_ns, self.full_ns, self.handover) = (None, None, None);
         self.appended_ns = now_ns;
         for follower in &mut self.followers {
@@ -388,15 +391,20 @@ impl Lead {
         if others == 0 {
             return self.end.index;
         }
+        let counted = self
+            .followers
+            .iter()
+            .filter(|f| f.stage == Stage::Confirmed && (f.voter || learners))
+            .map(|f| f.matched);
+        if others == 1 {
+            return counted.fold(0, u64::max);
+        }
         // The highest so many, in descending order.
         let mut highest = [0; MAX_REPLICAS / 2];
-        for follower in &self.followers {
-            if follower.stage == Stage::Confirmed && (follower.voter || learners) {
-                let mut matched = follower.matched;
-                for place in &mut highest[..others] {
-                    if matched > *place {
-                        std::mem::swap(&mut matched, place);
-                    }
+        for mut matched in counted {
+            for place in &mut highest[..others] {
+                if matched > *place {
+                    std::mem::swap(&mut matched, place);
                 }
             }
         }
@@ -404,7 +412,6 @@ impl Lead {
     }
 
     /// The lowest position that somebody who is being written, or the own application, may still need.
-    #[inline]
     fn needed_from(&self, applied: Point) -> u64 {
         let confirmed = self
             .followers
@@ -533,29 +540,31 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Whether an entry of `bytes` can be written without touching what somebody needs.
     #[inline]
     pub(super) fn has_room(&mut self, bytes: usize) -> bool {
-        let fits = |this: &Self| {
-            let until = this.lead.end.at + bytes as u64;
-            until - this.lead.needed_from(this.machine.applied()).min(until) <= this.log.ring()
+        let until = self.lead.end.at + bytes as u64;
+        let waits = self.zoo.has(Bug::RecycleWaitsForAll) && {
+            let all = self.settings.peers().iter();
+            let all = all.map(|id| self.shared.peer(id).public(public::APPLIED_AT));
+            all.min()
+                .is_some_and(|least| until > least + self.log.ring())
         };
-        if self.zoo.has(Bug::RecycleUnapplied) {
-            return true;
+        let free = until <= self.lead.free_until || self.find_room(until);
+        free && !waits || self.zoo.has(Bug::RecycleUnapplied)
+    }
+
+    /// Asks anew up to where the ring may be written.
+    #[inline(never)]
+    fn find_room(&mut self, until: u64) -> bool {
+        for refreshed in [false, true] {
+            if refreshed {
+                self.refresh_applied();
+            }
+            let needed = self.lead.needed_from(self.machine.applied());
+            self.lead.free_until = needed + self.log.ring();
+            if until <= self.lead.free_until {
+                return true;
+            }
         }
-        if self.zoo.has(Bug::RecycleWaitsForAll) {
-            let all = self
-                .settings
-                .peers()
-                .iter()
-                .map(|id| self.shared.peer(id).public(public::APPLIED_AT));
-            let until = self.lead.end.at + bytes as u64;
-            return fits(self)
-                && all
-                    .min()
-                    .is_none_or(|least| until - least.min(until) <= self.log.ring());
-        }
-        fits(self) || {
-            self.refresh_applied();
-            fits(self)
-        }
+        false
     }
 
     /// Takes in what the followers say they have applied.
