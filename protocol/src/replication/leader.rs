@@ -206,7 +206,8 @@ pub(super) struct Lead {
     pub(super) start_at: u64,
     /// Positions below are not in the own ring although the ring would have room for them.
     pub(super) valid_from: u64,
-    /// Up to here nobody who is being written needs what the ring holds; that only grows until another one is confirmed.
+    /// Up to here nobody who is being written needs what the ring holds; that only grows until another one is
+    /// confirmed.
     pub(super) free_until: u64,
     /// Leader time of the last entry.
     time_ns: u64,

@@ -1,8 +1,6 @@
 //! Regression tests of what a review of the protocol found.
 
-mod group;
-
-use group::{Group, id, is};
+use crate::group::{Group, id, is};
 use mu_protocol::background::digest::{Guard, Point};
 use mu_protocol::check::mix;
 use mu_protocol::layout::{Role, Standing, board_row, header, public, row};

@@ -1,6 +1,7 @@
 //! Both engines of whole groups over the software backend, in one thread and virtual time.
 
 mod group;
+mod review;
 
 use group::{Group, id, is};
 use mu_protocol::layout::Role;
