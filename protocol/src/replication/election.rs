@@ -243,7 +243,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let lapped = end.index < holds || end.at < follower.applied_at;
             if lapped && !self.zoo.has(Bug::IgnoreLapped) {
                 self.resign(each);
-                self.catch_up(Some(own.index), holds.max(own.index + 1), each);
+                let least = holds.max(self.machine.applied().index + 1);
+                self.catch_up(Some(own.index), least, each);
                 return;
             }
             let better = match (

@@ -52,7 +52,7 @@ impl Group {
         draw(&mut self.core.borrow_mut().rng)
     }
 
-    fn running(&self) -> Vec<(usize, std::rc::Rc<Process>)> {
+    pub(crate) fn running(&self) -> Vec<(usize, std::rc::Rc<Process>)> {
         (0..self.slots.len())
             .filter_map(|slot| Some((slot, self.process(slot)?)))
             .collect()

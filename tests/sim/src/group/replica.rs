@@ -20,6 +20,7 @@ use super::app::{App, Misbehaviour, decode_output};
 use super::channel::Control;
 use super::clients::{Answer, Asked, Reply};
 use super::oracle::position_after;
+use super::plan::Theme;
 use super::rows::Row;
 use super::{Engine, Group, Slot, Tickets};
 use crate::context::SimContext;
@@ -442,7 +443,9 @@ impl Group {
         if standing.role == Role::Stopped {
             process.stopped.set(rep.stopped());
             match rep.stopped() {
-                Some(Stopped::Diverged) if process.misbehaves.get() => self.hit(Row::Deviated),
+                Some(Stopped::Diverged) if self.core.borrow().plan.themes.contains(&Theme::Deviate) => {
+                    self.hit(Row::Deviated);
+                }
                 other => self.fail(format!("halt: replica {slot} halts: {other:?}")),
             }
         }

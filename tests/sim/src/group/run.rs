@@ -101,14 +101,13 @@ pub fn run(options: Options) -> Report {
     }
     world.watch_placements();
     let group = Group::new(world, n, settings, bug, rng.fork());
-    let safety_ns = group.settings.detect_ns * setup.range(10, 60);
-    group.core.borrow_mut().plan = Plan::draw(&mut setup, n, safety_ns);
-    let themes = group.core.borrow().plan.themes.clone();
     let what = format!(
-        "{n} replicas, {themes:?}, {:?}, {:?}",
+        "{n} replicas, {:?}, {:?}, {:?}",
+        plan.themes,
         group.settings,
         group.world.profile()
     );
+    group.core.borrow_mut().plan = plan;
     let hooked = {
         let group = Rc::downgrade(&group);
         before_verbs(move |device, verb| {

@@ -86,7 +86,8 @@ impl Group {
         if applied != process.applied.get() {
             process.applied.set(applied);
             process.digest.set(rep.digest());
-            if !process.misbehaves.get() {
+            // Its state travels with snapshots, so with one that deviates nobody's digest can be held against him.
+            if self.running().iter().all(|(_, process)| !process.misbehaves.get()) {
                 self.core
                     .borrow_mut()
                     .oracle
