@@ -1,5 +1,6 @@
 //! Side by side: the same work on mu, OmniPaxos, raft-rs and openraft, in one run, interleaved. See README.md.
 
+mod all_logs;
 mod contestant;
 mod host;
 #[cfg(feature = "mu")]
@@ -20,6 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 
+use crate::all_logs::AllLogs;
 use crate::contestant::Core;
 use crate::host::Host;
 use crate::node::Node;
@@ -53,7 +55,9 @@ impl Contestant {
 /// The contestants, in the order of the output.
 const CONTESTANTS: &[Contestant] = &[
     #[cfg(feature = "mu")]
-    Contestant::new("mu", 2, |pins| Ok(Box::new(mu::Mu::new(pins)?))),
+    Contestant::new(mu::OneThread::NAME, 1, |_| {
+        Ok(Box::new(mu::OneThread::new()?))
+    }),
     Contestant::new(Omni::NAMES[0], 1, |_| {
         Ok(Box::new(OneThread::<Omni>::new()?))
     }),
@@ -61,6 +65,12 @@ const CONTESTANTS: &[Contestant] = &[
         Ok(Box::new(OneThread::<RaftRs>::new()?))
     }),
     Contestant::new("openraft", 1, |_| Ok(Box::new(OpenRaft::new()?))),
+    Contestant::new(Omni::NAMES[2], 1, |_| all_logs::<Omni>()),
+    Contestant::new(RaftRs::NAMES[2], 1, |_| all_logs::<RaftRs>()),
+    #[cfg(feature = "mu")]
+    Contestant::new(mu::TwoThreads::NAME, 2, |pins| {
+        Ok(Box::new(mu::TwoThreads::new(pins)?))
+    }),
     Contestant::new(Omni::NAMES[1], 2, |pins| {
         Ok(Box::new(TwoThreads::<Omni>::new(pins)?))
     }),
@@ -68,6 +78,15 @@ const CONTESTANTS: &[Contestant] = &[
         Ok(Box::new(TwoThreads::<RaftRs>::new(pins)?))
     }),
 ];
+
+fn all_logs<N: Node>() -> Result<Box<dyn Core>> {
+    let core = OneThread::<N>::new()?;
+    Ok(Box::new(AllLogs::new(
+        core,
+        N::NAMES[2],
+        "1 thread, until no message is left",
+    )))
+}
 
 /// Three replicas in one process and 64-byte commands: mu beside other replication libraries.
 #[derive(Debug, Parser)]

@@ -16,8 +16,8 @@ pub const FAR: usize = 2;
 pub trait Node: Sized + 'static {
     type Message: Send + 'static;
 
-    /// Its name when driven by one thread, and by two.
-    const NAMES: [&'static str; 2];
+    /// Its name when driven by one thread, by two, and by one until no message is left.
+    const NAMES: [&'static str; 3];
     /// The options that matter, for the reader of the figures; begins with a comma unless it is empty.
     const OPTIONS: &'static str;
 

@@ -23,7 +23,7 @@ pub struct Omni {
 impl Node for Omni {
     type Message = Message<Command>;
 
-    const NAMES: [&'static str; 2] = ["omnipaxos", "omnipaxos-2-threads"];
+    const NAMES: [&'static str; 3] = ["omnipaxos", "omnipaxos-2-threads", "omnipaxos-all-logs"];
     const OPTIONS: &'static str = "";
 
     fn new(at: usize) -> Result<Self> {

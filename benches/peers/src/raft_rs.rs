@@ -40,7 +40,7 @@ impl RaftRs {
 impl Node for RaftRs {
     type Message = Message;
 
-    const NAMES: [&'static str; 2] = ["raft-rs", "raft-rs-2-threads"];
+    const NAMES: [&'static str; 3] = ["raft-rs", "raft-rs-2-threads", "raft-rs-all-logs"];
     const OPTIONS: &'static str = ", batch_append, skip_bcast_commit";
 
     fn new(at: usize) -> Result<Self> {
