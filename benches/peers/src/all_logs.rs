@@ -1,7 +1,8 @@
 //! A contestant whose single commands are over only when it has come to rest.
 //!
-//! On the clock is then also what the proposer does not wait for: that the far follower's log has the command, and every
-//! message that this brings about. A program that serves all three replicas pays this before it takes the next command.
+//! On the clock is then also what the proposer does not wait for: that the far follower's log has the command, and
+//! every message that this brings about. A program that serves all three replicas pays this before it takes the next
+//! command.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -197,9 +197,9 @@ impl Core for TwoThreads {
     }
 
     fn setup(&self) -> String {
-        let look_us = LOOK.as_micros();
         format!(
-            "2 threads: leader / followers, which look every {look_us} us; both logs and the leader's applying on the clock"
+            "2 threads: leader / followers, which look every {} us; both logs and the leader's applying on the clock",
+            LOOK.as_micros()
         )
     }
 
