@@ -136,6 +136,8 @@ pub(crate) fn run(
         2 * plan.keys
     ));
     thread::sleep(phase);
+    // On a busy host another one may lead by now.
+    let old_leader = cluster.wait_for_all()?;
     let acked = load.acked();
     say(format_args!(
         "{acked} commands are acknowledged; now kill -9 of replica {old_leader}"
