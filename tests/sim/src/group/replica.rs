@@ -443,7 +443,9 @@ impl Group {
         if standing.role == Role::Stopped {
             process.stopped.set(rep.stopped());
             match rep.stopped() {
-                Some(Stopped::Diverged) if self.core.borrow().plan.themes.contains(&Theme::Deviate) => {
+                Some(Stopped::Diverged)
+                    if self.core.borrow().plan.themes.contains(&Theme::Deviate) =>
+                {
                     self.hit(Row::Deviated);
                 }
                 other => self.fail(format!("halt: replica {slot} halts: {other:?}")),

@@ -87,7 +87,11 @@ impl Group {
             process.applied.set(applied);
             process.digest.set(rep.digest());
             // Its state travels with snapshots, so with one that deviates nobody's digest can be held against him.
-            if self.running().iter().all(|(_, process)| !process.misbehaves.get()) {
+            if self
+                .running()
+                .iter()
+                .all(|(_, process)| !process.misbehaves.get())
+            {
                 self.core
                     .borrow_mut()
                     .oracle
