@@ -535,7 +535,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Bytes of the ring that are kept for the first entries of later leaders, none of which may come to be decided.
     #[inline]
     fn reserve(&self) -> usize {
-        (self.log.ring() / 4).min(RESERVE_BYTES) as usize
+        (self.log.ring() / 2).min(RESERVE_BYTES) as usize
     }
 
     /// Whether an entry of `bytes` can be written without touching what somebody needs.
