@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// With --seed: shows everything that happens, on standard error
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Seeds this bug into the protocol; with --zoo, tries it alone
+    /// Seeds this bug of the zoo into the protocol; with --zoo, tries it alone
     #[arg(long, value_name = "NAME")]
     bug: Option<String>,
     /// Tries every bug of the zoo until a seed catches it
@@ -120,8 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     match (args.seed, args.zoo) {
         (Some(seed), _) => one(args, seed, bug),
         (None, true) => zoo(args, bug),
-        (None, false) if bug.is_some() => Err(misuse("--bug goes with --seed or --zoo")),
-        (None, false) => many(args),
+        (None, false) => many(args, bug),
     }
 }
 
@@ -156,11 +155,11 @@ fn replay(seed: u64, bug: Option<Bug>) -> String {
     format!("mu sim --seed {seed}{bug} --trace")
 }
 
-fn many(args: &Args) -> Result<Status> {
+fn many(args: &Args, bug: Option<Bug>) -> Result<Status> {
     let seeds = args.seeds.unwrap_or(SEEDS);
     let bar = bar(seeds, "seeds");
     let start = Instant::now();
-    let summary = group::many(args.first, seeds, threads(args), REPEAT_EVERY, || {
+    let summary = group::many(args.first, seeds, threads(args), REPEAT_EVERY, bug, || {
         bar.inc(1)
     });
     let seconds = start.elapsed().as_secs_f64();
@@ -172,7 +171,7 @@ fn many(args: &Args) -> Result<Status> {
     };
     let holds =
         summary.failures.is_empty() && summary.not_repeated.is_empty() && missing.is_empty();
-    let report = report(summary, missing, seconds);
+    let report = report(summary, bug, missing, seconds);
     if args.json {
         print_json(&report)?;
     } else {
@@ -185,11 +184,11 @@ fn many(args: &Args) -> Result<Status> {
     })
 }
 
-fn report(summary: Summary, missing: Vec<&'static str>, seconds: f64) -> Report {
+fn report(summary: Summary, bug: Option<Bug>, missing: Vec<&'static str>, seconds: f64) -> Report {
     let failures = summary.failures.iter().map(|failure| Shown {
         seed: failure.seed,
         what: failure.what.clone(),
-        replay: replay(failure.seed, None),
+        replay: replay(failure.seed, bug),
     });
     Report {
         seeds: summary.seeds,

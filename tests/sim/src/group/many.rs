@@ -70,12 +70,13 @@ fn failed(report: &Report) -> Option<String> {
 }
 
 /// Runs `seeds` seeds from `first` on `threads` threads; every `repeat`th twice, to compare the hashes (0: none).
-/// `progress` is called after each.
+/// `bug` is seeded into the protocol, if there is one. `progress` is called after each run.
 pub fn many(
     first: u64,
     seeds: u64,
     threads: usize,
     repeat: u64,
+    bug: Option<Bug>,
     progress: impl Fn() + Sync,
 ) -> Summary {
     let next = AtomicU64::new(0);
@@ -98,18 +99,15 @@ pub fn many(
                 return;
             }
             let seed = first.wrapping_add(n);
-            let report = run(Options {
-                seed,
-                ..Options::default()
-            });
-            let repeats = repeat == 0
-                || !n.is_multiple_of(repeat)
-                || run(Options {
+            let once = || {
+                run(Options {
                     seed,
-                    ..Options::default()
+                    bug,
+                    trace: None,
                 })
-                .hash
-                    == report.hash;
+            };
+            let report = once();
+            let repeats = repeat == 0 || !n.is_multiple_of(repeat) || once().hash == report.hash;
             let mut summary = summary.lock().expect("a run that panics ends all");
             summary.add(seed, &report);
             if !repeats {

@@ -4,18 +4,16 @@
 use std::fmt::Write;
 use std::rc::Rc;
 
-use super::faults::Act;
 use super::plan::{Plan, Theme};
 use super::rows::{Row, Rows};
 use super::{Core, Group, Token};
-use crate::faults::{Coverage, Nic, Rates};
+use crate::faults::Coverage;
 use crate::hook::before_verbs;
 use crate::profile::Profile;
 use crate::rng::Rng;
-use crate::world::{NodeId, World};
+use crate::world::World;
 use mu_history::{Kv, Place, Verdict, check, check_order};
 use mu_protocol::ids::{Members, ReplicaId};
-use mu_protocol::layout::Role;
 use mu_protocol::settings::{Checksum, Settings};
 use mu_protocol::zoo::Bug;
 
@@ -222,103 +220,6 @@ impl Group {
             self.run_until(self.world.now_ns() + self.settings.detect_ns / 2);
         }
         holds()
-    }
-
-    /// Ends all trouble but that of a minority that stays as it is, or gets worse. Whether the group can go on.
-    fn heal(&self) -> bool {
-        self.end_plan();
-        self.world.calm();
-        let n = self.slots.len();
-        for a in 0..n {
-            self.world.set_rates(NodeId(a), Rates::NONE);
-            if self.world.nic(NodeId(a)) != Nic::Up {
-                self.world.set_nic(NodeId(a), Nic::Up);
-            }
-            self.world.set_clock_rate(NodeId(a), 1_000_000);
-            for b in (0..n).filter(|b| *b != a) {
-                self.world.cut(NodeId(a), NodeId(b), false);
-                self.world.clog(NodeId(a), NodeId(b), 0, 0);
-            }
-            let mut cpu = self.slots[a].cpu.get();
-            cpu.stop = None;
-            cpu.hung_until_ns = [0; 2];
-            cpu.pace_ns = cpu.pace_ns.min(4_000);
-            self.slots[a].cpu.set(cpu);
-            self.wake_engines(a);
-        }
-        (0..n)
-            .filter_map(|slot| self.process(slot))
-            .for_each(|process| process.behave());
-        let voters = self.voters();
-        let quorum = self.members.quorum();
-        let spare = voters.saturating_sub(quorum);
-        let first = self.core.borrow_mut().rng.below(n as u64) as usize;
-        let mut left = self.core.borrow_mut().rng.below(spare as u64 + 1);
-        for slot in (0..n).map(|k| (first + k) % n) {
-            let Some(process) = self.process(slot) else {
-                if self.core.borrow_mut().rng.one_in(4) {
-                    continue;
-                }
-                self.act(Act::Restart(slot));
-                continue;
-            };
-            if left > 0 && process.standing.get().voter && !process.misbehaves.get() {
-                left -= 1;
-                self.leave_in_trouble(slot);
-            }
-        }
-        voters >= quorum
-    }
-
-    /// One of the minority that need not be healthy.
-    fn leave_in_trouble(&self, slot: usize) {
-        let trouble = self.core.borrow_mut().rng.below(5);
-        self.world.note(trouble, || {
-            format!("replica {slot} stays in trouble: {trouble}")
-        });
-        match trouble {
-            0 => self.kill(slot),
-            1 => self.make_zombie(slot),
-            2 => {
-                for other in (0..self.slots.len()).filter(|other| *other != slot) {
-                    self.world.cut(NodeId(slot), NodeId(other), true);
-                    self.world.cut(NodeId(other), NodeId(slot), true);
-                }
-            }
-            engine => {
-                let mut cpu = self.slots[slot].cpu.get();
-                cpu.hung_until_ns[engine as usize - 3] = u64::MAX;
-                self.slots[slot].cpu.set(cpu);
-            }
-        }
-    }
-
-    /// Replicas that are healthy now.
-    fn healthy(&self, slot: usize) -> bool {
-        let n = self.slots.len();
-        let hung = self.slots[slot].cpu.get().hung_until_ns.contains(&u64::MAX);
-        let alone = n > 1
-            && (0..n)
-                .filter(|other| *other != slot)
-                .all(|b| !self.world.reaches(NodeId(slot), NodeId(b)));
-        let stopped = self
-            .process(slot)
-            .is_some_and(|p| p.standing.get().role == Role::Stopped);
-        self.is_running(slot) && !hung && !alone && !stopped
-    }
-
-    /// Whether all healthy replicas have a vote and have applied all there is.
-    fn is_level(&self) -> bool {
-        let core = self.core.borrow();
-        let last = core.oracle.last();
-        let idle = core.clients.is_idle();
-        drop(core);
-        idle && (0..self.slots.len())
-            .filter(|slot| self.healthy(*slot))
-            .all(|slot| {
-                let process = self.process(slot).expect("a healthy one runs");
-                process.applied.get().index == last && process.standing.get().voter
-            })
     }
 
     fn state_of_all(&self) -> String {
