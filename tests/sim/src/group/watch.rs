@@ -1,9 +1,10 @@
 //! The oracles' eyes: every word that is placed, every entry that is applied.
 
 use mu_protocol::entry::{Frames, Header, Kind};
+use mu_protocol::ids::Epoch;
 use mu_protocol::layout::{BOARD_BYTES, Role, board_row, header};
 use mu_protocol::limits::{LOG_HEADER_BYTES, ROW_WORDS};
-use mu_protocol::log::{Point, look, take};
+use mu_protocol::log::{Log, Point, look, take};
 use mu_protocol::zoo::Sound;
 
 use super::app::Request;
@@ -129,6 +130,9 @@ impl Group {
                 seen.index, applied.index
             ));
         }
+        if let Some(epoch) = rep.leads() {
+            self.commit_rule(slot, rep, epoch, applied);
+        }
         // Its log may hold what it did not apply: it took a snapshot, or its log was written over since.
         let entries = self.chain(rep, seen, applied.index);
         if entries
@@ -159,6 +163,33 @@ impl Group {
             for (header, at) in self.chain(rep, applied, rep.commit()) {
                 self.claim(slot, rep, &header, at);
             }
+        }
+    }
+
+    /// What earlier leaders left undecided is decided with an entry of the leader's own, never alone: a later leader may
+    /// not have it. What they decided is known by a commit index that stands in some log.
+    fn commit_rule(&self, slot: usize, rep: &Rep, epoch: Epoch, applied: Point) {
+        let fresh = applied.index > self.core.borrow().oracle.last();
+        if !fresh || applied.epoch == epoch {
+            return;
+        }
+        let told = |log: &Log| log.header(header::COMMIT) >= applied.index;
+        let by_header = told(rep.log())
+            || self.reachable().any(|(_, process)| told(&process.log))
+            || self
+                .core
+                .borrow()
+                .graves
+                .iter()
+                .any(|(_, _, log)| told(log));
+        let later = self.chain(rep, applied, u64::MAX);
+        let by_entry = later
+            .iter()
+            .any(|(entry, _)| entry.epoch != epoch && entry.commit >= applied.index);
+        if !(by_header || by_entry) {
+            self.fail(format!(
+                "I11: replica {slot}, leader of {epoch}, takes {applied:?} for decided, which is not its own"
+            ));
         }
     }
 
