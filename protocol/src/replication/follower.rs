@@ -243,7 +243,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return true;
         }
         if !self.is_left_behind(applied) {
-            self.follow.behind_ns = None;
+            // While there is no leader nothing is known; it may be one that cannot stay without this replica.
+            if self.leader().is_some() {
+                self.follow.behind_ns = None;
+            }
             return false;
         }
         // Without the next entry nothing helps any more. With it, the word that it is decided may be on its way, but a

@@ -30,9 +30,9 @@ fn a_trace_changes_nothing() {
     };
     let traced = run(Options {
         trace: Some(Box::new(count)),
-        ..seed(3)
+        ..seed(0)
     });
-    assert_eq!(traced.hash, run(seed(3)).hash);
+    assert_eq!(traced.hash, run(seed(0)).hash);
     assert_ne!(traced.hash, run(seed(4)).hash);
     assert!(lines.load(std::sync::atomic::Ordering::Relaxed) > 1000);
 }
@@ -44,7 +44,9 @@ fn seeded_bugs_are_caught() {
         (Bug::GrantWithoutRevoke, "I4"),
         (Bug::AckBeforeQuorum, "I2 quorum"),
         (Bug::CommitItself, "I2 quorum"),
-        (Bug::AdoptFirst, "I1 agreement"),
+        (Bug::CountOldEpoch, "I11"),
+        (Bug::SkipFollowerUpdate, "I2 quorum"),
+        (Bug::AbortOnFullQueue, "I24"),
         (Bug::RetryAppliedTwice, "I21 exactly once"),
         (Bug::NoIdleFlush, "stuck: not level"),
         (Bug::GrantsFromAll, "stuck"),

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use mu_history::KvOutput;
 use mu_protocol::ids::{Epoch, ReplicaId};
-use mu_protocol::layout::{Role, Standing};
+use mu_protocol::layout::{Role, Standing, header};
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused, Stopped};
 
 use super::Group;
@@ -229,6 +229,9 @@ impl Group {
                 rep.applied().index
             )
         });
+        if before.role == Role::Leader && standing.role == Role::Follower {
+            self.gave_up(slot, process, rep);
+        }
         if standing.role == Role::Candidate {
             process.end_before.set(end_of(rep).index);
         }
@@ -277,6 +280,32 @@ impl Group {
                     "I22: replica {slot} takes itself for a voter, and nobody admitted it"
                 ));
             }
+        }
+    }
+
+    /// A leader stepped down by itself: it has to have lost its majority, or been overtaken.
+    fn gave_up(&self, slot: usize, process: &Process, rep: &Rep) {
+        let Some(epoch) = process.leads.get() else {
+            return;
+        };
+        // Told so by its background engine, overtaken, or with an entry that a flipped bit damaged.
+        let overtaken = process.shared.promised() != epoch
+            || process.shared.candidate() != epoch
+            || self.core.borrow().oracle.excused > 0
+            || self
+                .reachable()
+                .any(|(_, other)| other.log.header(header::MIN_PROPOSAL) > epoch.0);
+        // Of one that came back the leader may not know yet that it has a vote.
+        let has_vote = |id: ReplicaId| {
+            let founder = self.slots[id.index()].lives.get() == 1;
+            let process = self.process(id.index()).filter(|_| founder);
+            process.is_some_and(|process| process.standing.get().voter)
+        };
+        let with_it = rep.followers().filter(|(id, _)| has_vote(*id)).count() + 1;
+        if !overtaken && with_it >= self.members.quorum() {
+            self.fail(format!(
+                "I24: replica {slot} gives the leadership of {epoch} up, though {with_it} voters follow it"
+            ));
         }
     }
 
