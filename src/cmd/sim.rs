@@ -18,7 +18,7 @@ const REPEAT_EVERY: u64 = 50;
 /// From so many seeds on, a row of the fault matrix that was never hit counts as a failure.
 const COVERED_SEEDS: u64 = 2000;
 /// Seeds that a bug of the zoo is given by default.
-const ZOO_SEEDS: u64 = 20_000;
+const ZOO_SEEDS: u64 = 4_000;
 const SEEDS: u64 = 1000;
 /// Failures that the table shows.
 const SHOWN: usize = 20;
@@ -26,7 +26,7 @@ const SHOWN: usize = 20;
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("kind").args(["seed", "zoo"]))]
 pub(crate) struct Args {
-    /// How many seeds to run [default: 1000; with --zoo, 20000 at most for each bug]
+    /// How many seeds to run [default: 1000; with --zoo, 4000 at most for each bug]
     #[arg(long, value_name = "N", conflicts_with = "seed", value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// The first seed

@@ -132,6 +132,7 @@ impl Group {
         }
         if let Some(epoch) = rep.leads() {
             self.commit_rule(slot, rep, epoch, applied);
+            self.matched_rule(slot, rep, epoch, applied);
         }
         // Its log may hold what it did not apply: it took a snapshot, or its log was written over since.
         let entries = self.chain(rep, seen, applied.index);
@@ -190,6 +191,39 @@ impl Group {
             self.fail(format!(
                 "I11: replica {slot}, leader of {epoch}, takes {applied:?} for decided, which is not its own"
             ));
+        }
+    }
+
+    /// I17: what a leader takes for acknowledged by a follower stands in that follower's log, as long as it is the leader's
+    /// to write.
+    fn matched_rule(&self, slot: usize, rep: &Rep, epoch: Epoch, applied: Point) {
+        let entries = self.chain(
+            rep,
+            applied,
+            rep.followers()
+                .map(|(_, matched)| matched)
+                .max()
+                .unwrap_or(0),
+        );
+        for (id, matched) in rep.followers() {
+            let entry = entries.iter().find(|(header, _)| header.index == matched);
+            let process = self.process(id.index()).filter(|process| {
+                process.standing.get().role == Role::Follower
+                    && process.shared.promised() == epoch
+                    && process.shared.holder() == Some(self.slots[slot].id)
+            });
+            let (Some((header, at)), Some(process)) = (entry, process) else {
+                continue;
+            };
+            if holds(&process.log, *at, header) || self.core.borrow().oracle.excused > 0 {
+                continue;
+            }
+            self.world.reveal();
+            if !holds(&process.log, *at, header) {
+                self.fail(format!(
+                    "I17: replica {slot}, leader of {epoch}, counts entry {matched} for replica {id}, which has it not"
+                ));
+            }
         }
     }
 
