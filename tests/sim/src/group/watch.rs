@@ -167,8 +167,8 @@ impl Group {
         }
     }
 
-    /// What earlier leaders left undecided is decided with an entry of the leader's own, never alone: a later leader may
-    /// not have it. What they decided is known by a commit index that stands in some log.
+    /// What earlier leaders left undecided is decided with an entry of the leader's own, never alone: a later leader
+    /// may not have it. What they decided is known by a commit index that stands in some log.
     fn commit_rule(&self, slot: usize, rep: &Rep, epoch: Epoch, applied: Point) {
         let fresh = applied.index > self.core.borrow().oracle.last();
         if !fresh || applied.epoch == epoch {
