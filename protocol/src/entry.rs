@@ -239,41 +239,38 @@ impl Encoder {
             }
     }
 
-    /// Whether a command of `len` bytes still fits.
+    /// Adds a command, unless it does not fit any more; says whether it did.
+    #[must_use]
     #[inline]
-    pub fn fits(&self, len: usize) -> bool {
-        let after = self.size() + FRAME_BYTES + len.next_multiple_of(WORD);
-        after <= self.bytes.len() && usize::from(self.count()) < crate::limits::MAX_BATCH
-    }
-
-    /// Adds a command, which must fit.
-    #[inline]
-    pub fn push(&mut self, frame: Frame<'_>) {
-        debug_assert!(self.fits(frame.bytes.len()));
-        self.begin();
-        let head = [frame.client, frame.sequence, frame.bytes.len() as u64];
-        let at = self.len;
-        let place: &mut [u8; FRAME_BYTES] = (&mut self.bytes[at..at + FRAME_BYTES])
-            .try_into()
-            .expect("as long as a frame's head");
-        for (word, place) in head.iter().zip(place.as_chunks_mut::<WORD>().0) {
+    pub fn push(&mut self, frame: Frame<'_>) -> bool {
+        let (at, count) = if self.finished {
+            (HEADER_BYTES, 0)
+        } else {
+            (self.len, self.count)
+        };
+        let len = frame.bytes.len();
+        let padded = len.next_multiple_of(WORD);
+        let end = at + FRAME_BYTES + padded;
+        if end + TAIL_BYTES > self.bytes.len() || usize::from(count) >= crate::limits::MAX_BATCH {
+            return false;
+        }
+        let (head, body) = self.bytes[at..end].split_at_mut(FRAME_BYTES);
+        let words = [frame.client, frame.sequence, len as u64];
+        for (word, place) in words.iter().zip(head.as_chunks_mut::<WORD>().0) {
             *place = word.to_le_bytes();
         }
-        self.len += FRAME_BYTES;
-        self.raw(frame.bytes);
-        self.count += 1;
+        fill(body, frame.bytes);
+        (self.len, self.count, self.finished) = (end, count + 1, false);
+        true
     }
 
     /// Adds bytes without a frame, padded. They must fit.
     #[inline]
     pub fn raw(&mut self, bytes: &[u8]) {
         self.begin();
-        let padded = bytes.len().next_multiple_of(WORD);
-        let place = &mut self.bytes[self.len..self.len + padded];
-        let (data, padding) = place.split_at_mut(bytes.len());
-        data.copy_from_slice(bytes);
-        padding.fill(0);
-        self.len += padded;
+        let end = self.len + bytes.len().next_multiple_of(WORD);
+        fill(&mut self.bytes[self.len..end], bytes);
+        self.len = end;
     }
 
     /// Completes the entry: fills in length, count and checksum of `header`, and gives it with its bytes.
@@ -325,6 +322,15 @@ impl Encoder {
     }
 }
 
+/// Puts `bytes` at the beginning of `place`, which is as long padded to words, and zeroes behind them.
+#[inline]
+fn fill(place: &mut [u8], bytes: &[u8]) {
+    if let Some(last) = place.last_chunk_mut::<WORD>() {
+        *last = [0; WORD];
+    }
+    place[..bytes.len()].copy_from_slice(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,12 +354,11 @@ mod tests {
         let mut encoder = Encoder::new(4096);
         let commands: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; usize::from(n) * 3]).collect();
         for (n, bytes) in commands.iter().enumerate() {
-            assert!(encoder.fits(bytes.len()));
-            encoder.push(Frame {
+            assert!(encoder.push(Frame {
                 client: n as u64,
                 sequence: 2 * n as u64,
                 bytes,
-            });
+            }));
         }
         let (header, bytes) = encoder.finish(header(), true);
         assert_eq!(bytes.len(), header.size());
@@ -374,6 +379,31 @@ mod tests {
             assert_eq!(frame.bytes, commands[n]);
         }
         assert_eq!(frames.len(), 20);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_taken_and_the_rest_stays() {
+        let frame = |bytes| Frame {
+            client: 1,
+            sequence: 1,
+            bytes,
+        };
+        let mut encoder = Encoder::new(OVERHEAD_BYTES + FRAME_BYTES + 16);
+        assert!(!encoder.push(frame(&[1; 17])), "a word too long");
+        assert!(encoder.push(frame(&[2; 9])));
+        assert!(!encoder.push(frame(&[])), "no room for another");
+        let (header, bytes) = encoder.finish(header(), false);
+        assert_eq!((header.count, header.len), (1, 40));
+        let padded = [[2; 9].as_slice(), &[0; 7]].concat();
+        assert_eq!(bytes[HEADER_BYTES + FRAME_BYTES..][..16], padded);
+        assert!(encoder.push(frame(&[3; 16])), "the next entry");
+        assert_eq!(encoder.count(), 1);
+
+        let mut encoder = Encoder::new(1 << 20);
+        for _ in 0..crate::limits::MAX_BATCH {
+            assert!(encoder.push(frame(&[])));
+        }
+        assert!(!encoder.push(frame(&[])), "as many as an entry may have");
     }
 
     #[test]

@@ -289,11 +289,12 @@ mod tests {
 
     fn append(log: &Log, point: Point, epoch: Epoch, command: &[u8]) -> Point {
         let mut encoder = Encoder::new(2048);
-        encoder.push(Frame {
+        let frame = Frame {
             client: 1,
             sequence: point.index,
             bytes: command,
-        });
+        };
+        assert!(encoder.push(frame));
         let header = Header {
             index: point.index + 1,
             epoch,

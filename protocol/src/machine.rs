@@ -279,11 +279,12 @@ mod tests {
     ) -> Vec<Option<u64>> {
         let mut encoder = Encoder::new(4096);
         for (client, sequence, value) in commands {
-            encoder.push(Frame {
+            let frame = Frame {
                 client: *client,
                 sequence: *sequence,
                 bytes: &[*value],
-            });
+            };
+            assert!(encoder.push(frame));
         }
         let header = Header {
             index: machine.applied().index + 1,

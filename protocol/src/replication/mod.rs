@@ -360,14 +360,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             });
         }
         let pending = self.lead.pending();
-        if pending >= self.settings.window as u64 || !self.lead.encoder.fits(command.len()) {
-            return Err(Refused::Overloaded { pending });
-        }
-        self.lead.encoder.push(Frame {
+        let frame = Frame {
             client,
             sequence,
             bytes: command,
-        });
+        };
+        if pending >= self.settings.window as u64 || !self.lead.encoder.push(frame) {
+            return Err(Refused::Overloaded { pending });
+        }
         Ok(self.lead.tickets.submit())
     }
 
