@@ -330,9 +330,9 @@ impl<C: Context> Lane<C> {
         (word, content): (usize, u64),
     ) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, op, value);
-        let payload = Payload::Inline(&content.to_le_bytes());
+        let bytes = content.to_le_bytes();
         let op = SendOp::Write {
-            payload,
+            payload: Payload::Inline(&bytes),
             remote: to.remote(word * WORD),
             imm: None,
         };
