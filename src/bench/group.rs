@@ -27,6 +27,8 @@ use crate::bench::peer::{FREE, LINE, Link, Peer, Role, with_peer};
 use crate::bench::raw;
 use crate::bench::spin::is_alone;
 
+/// The replica of the near end, which is to lead.
+const NEAR: usize = 0;
 /// Set by the near end when followers are to say how far they came.
 const DONE: usize = FREE;
 /// Set by the near end for the follower that is to fall silent for good.
@@ -193,11 +195,22 @@ impl<C: Context> Member<C> {
         let since = Instant::now();
         while since.elapsed() < EXCHANGE {
             self.poll();
+            self.leave_the_lead_to_the_near_end();
             while let Some((to, message)) = self.replica.background.control_out() {
                 said.push((to.index(), message.to_vec()));
             }
         }
         Ok(said)
+    }
+
+    /// A far end that saw the others before the near end did may have been elected. Where it may not hand over yet, it
+    /// is asked again with the next look.
+    fn leave_the_lead_to_the_near_end(&mut self) {
+        let engine = &mut self.replica.replication;
+        if self.id != NEAR && engine.leads().is_some() {
+            let near = ReplicaId::new(NEAR as u8);
+            let _not_yet = engine.transfer(near, self.since.elapsed().as_nanos() as u64);
+        }
     }
 }
 
@@ -384,7 +397,7 @@ fn lead<C: Context, T>(
 ) -> Result<T> {
     host::pin(pins.first().copied())?;
     let mut raw = raw::Lane::open(ctx, plan.ring_bytes, plan.replicas / 2, peers)?;
-    let mut member = Member::new(ctx, plan, 0)?;
+    let mut member = Member::new(ctx, plan, NEAR)?;
     form(&mut member, plan, peers)?;
     let Member { replica, since, .. } = member;
     let Replica {
@@ -427,7 +440,7 @@ fn beat<C: Context>(
 fn form<C: Context>(member: &mut Member<C>, plan: &Plan, peers: &mut [Peer<'_>]) -> Result<()> {
     let mut next: Vec<Exchange> = (0..plan.replicas).map(|_| Exchange::default()).collect();
     for (to, next) in next.iter_mut().enumerate().skip(1) {
-        next.hellos.push((0, member.hello(to)?));
+        next.hellos.push((NEAR, member.hello(to)?));
     }
     for (n, peer) in peers.iter_mut().enumerate() {
         let said: Exchange = peer.link.recv()?;
@@ -453,7 +466,7 @@ fn form<C: Context>(member: &mut Member<C>, plan: &Plan, peers: &mut [Peer<'_>])
             "the group did not form within {} s",
             LIMIT.as_secs()
         );
-        for (to, message) in member.exchange(&now[0])? {
+        for (to, message) in member.exchange(&now[NEAR])? {
             next[to].messages.push((member.id, message));
         }
         for (n, peer) in peers.iter_mut().enumerate() {
