@@ -56,6 +56,7 @@ enum Step {
 ///
 /// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in
 ///   it: later leaders write the same bytes over it.
+/// - A state that the own log, if that is sound, leads to: then the rest of it stays where it is.
 /// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
 /// - A state that reaches one ring beyond what was applied: no leader writes further than that.
 #[derive(Clone, Copy, Debug)]
@@ -301,6 +302,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
+        let goes_on = self.own_log_goes_on(point);
         let sound = crc32c::crc32c(&bytes) == answer.crc
             && self
                 .take_admissions(&bytes)
@@ -314,9 +316,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.commit = point.index;
         self.follow.restart();
         self.log.set_header(crate::layout::header::COMMIT, 0);
-        // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this log
-        // takes all below the applied position for decided, so they go before that is raised.
-        self.log.clear();
+        match &mut self.rejoin.owed {
+            // What was acknowledged here beyond this state still stands in the log, for the next leader to find.
+            Some(owed) if goes_on => owed.end = Some(point.index),
+            // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this
+            // log takes all below the applied position for decided, so they go before that is raised.
+            _ => self.log.clear(),
+        }
         self.board.set_public(public::APPLIED_AT, point.at);
         self.board.set_public(public::APPLIED, point.index);
         self.rejoin.go(
@@ -327,6 +333,23 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             },
             now_ns,
         );
+    }
+
+    /// Whether the own log, if it was sound when this replica was left behind, leads from the state before to `point`. It
+    /// then holds the decided entries up to there, since an entry stands in two logs only behind the same entries; and
+    /// nobody has written it since the donor was asked.
+    fn own_log_goes_on(&mut self, point: Point) -> bool {
+        if self.rejoin.owed.is_none_or(|owed| owed.end.is_none()) {
+            return false;
+        }
+        let mut at = self.machine.applied();
+        while at.index < point.index {
+            match find(&self.log, at, self.max_entry, &mut self.payload, self.zoo) {
+                Found::Entry(header) => at = at.after(&header),
+                _ => return false,
+            }
+        }
+        at == point
     }
 
     /// Pulls the donor's log up to what it has applied, stretch by stretch, and applies it.
