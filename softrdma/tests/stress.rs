@@ -339,7 +339,12 @@ fn revoke_under_storm(method: Method, placement: Placement, rounds: u64) -> usiz
     // Random bytes are not OWN.
     (0..STORM_WORDS).for_each(|at| x.mr.memory().store(at, at as u64 + 1));
     let mut owner = Owner::new(y);
-    let storm = Storm::start(x, owner.y.mr.remote(0));
+    // It begins with a key that opens nothing: with the region's own, a write could go on beside a window's.
+    let nowhere = RemoteAddr {
+        rkey: 0,
+        ..owner.y.mr.remote(0)
+    };
+    let storm = Storm::start(x, nowhere);
     let mut late = 0;
     owner.revoke(Method::Reset);
     take_back(owner.words());

@@ -113,6 +113,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             ..*follower
         };
         let candidate = lead.phase == Phase::Granting;
+        if !candidate {
+            // It may have come on since it granted, by what an earlier leader told it.
+            let said = follower.says_applied(shared, lead.end);
+            follower.applied_at = follower.applied_at.max(said);
+        }
         let posted = (|| -> Result<u32, PostError> {
             lane.read_header(id, target)?;
             lane.write_word(

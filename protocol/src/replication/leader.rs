@@ -113,6 +113,14 @@ impl Follower {
         self.taken.map_or(0, |ack| ack.incarnation)
     }
 
+    /// The position that it says it has applied; 0 if another life of it said that, or it is ahead of the own log.
+    pub(super) fn says_applied(&self, shared: &Shared, end: Point) -> u64 {
+        let peer = shared.peer(self.id);
+        let said = peer.public(public::APPLIED_AT);
+        let believed = peer.public(public::INCARNATION) == self.incarnation() && said <= end.at;
+        if believed { said } else { 0 }
+    }
+
     /// One more signalled request was posted.
     #[inline]
     pub(super) fn posted(&mut self, now_ns: u64) {
@@ -572,13 +580,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     #[inline(never)]
     fn refresh_applied(&mut self) {
         for follower in &mut self.lead.followers {
-            let peer = self.shared.peer(follower.id);
-            let said = peer.public(public::APPLIED_AT);
-            // What another life of it said counts for nothing; a position ahead of the own log would be nonsense.
-            if peer.public(public::INCARNATION) == follower.incarnation()
-                && said <= self.lead.end.at
-            {
-                follower.applied_at = follower.applied_at.max(said);
+            let said = follower.says_applied(&self.shared, self.lead.end);
+            if said <= follower.applied_at {
+                continue;
+            }
+            follower.applied_at = said;
+            // It was too far behind and has come on, by what an earlier leader told it: its grant is taken again.
+            if follower.stage == Stage::Idle {
+                follower.taken = None;
             }
         }
     }

@@ -86,10 +86,14 @@ impl Group {
         self.choose(who).or_else(|| self.choose(Who::Anybody))
     }
 
-    /// Replicas that live and have a vote, and will keep it.
+    /// Replicas that live and have a vote, and will keep it. One whose log was damaged cannot use its vote before a
+    /// leader has brought it further than it can have acknowledged.
     pub(crate) fn voters(&self) -> usize {
+        let damage = self.core.borrow().oracle.excused > 0;
         let has_vote = |process: &Process| {
-            process.standing.get().voter && !process.dying.get() && !process.misbehaves.get()
+            let standing = process.standing.get();
+            let rests = damage && standing.role == Role::Recovering;
+            standing.voter && !rests && !process.dying.get() && !process.misbehaves.get()
         };
         self.running()
             .iter()

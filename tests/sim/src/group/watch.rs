@@ -210,6 +210,8 @@ impl Group {
             let process = self.process(id.index()).filter(|process| {
                 process.standing.get().role == Role::Follower
                     && process.shared.promised() == epoch
+                    // One that came back by snapshot has the state instead.
+                    && process.applied.get().index < matched
                     && process.shared.holder() == Some(self.slots[slot].id)
             });
             let (Some((header, at)), Some(process)) = (entry, process) else {
