@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::keys::{self, Int};
-use super::{Backend, CLUSTER_CHARS_MAX, Config, CutOff, ID_MAX, KeyError, MEMBERS_MAX, Member};
+use super::{Backend, CLUSTER_CHARS_MAX, Config, ID_MAX, KeyError, MEMBERS_MAX, Member};
 
 type Checked = Result<(), KeyError>;
 
@@ -119,6 +119,7 @@ fn check_ranges(config: &Config) -> Checked {
         (&keys::DETECT_US, s.detect_us),
         (&keys::COMPLETION_TIMEOUT_US, s.completion_timeout_us),
         (&keys::IDLE_FLUSH_US, s.idle_flush_us),
+        (&keys::CUT_OFF_US, s.cut_off_us),
         (&keys::DIGEST_INTERVAL, s.digest_interval),
         (&keys::SESSIONS, s.sessions),
         (&keys::SNAPSHOT_MAX_BYTES, s.snapshot_max_bytes),
@@ -147,29 +148,6 @@ fn check_relations(config: &Config) -> Checked {
         );
         let value = s.detect_us.to_string();
         return Err(KeyError::new("detect_us", value, expected));
-    }
-    check_cut_off(config)
-}
-
-fn check_cut_off(config: &Config) -> Checked {
-    let s = &config.settings;
-    let value = match s.cut_off {
-        CutOff::Fraction(part) => format!("{part:?}"),
-        CutOff::Bytes(bytes) => bytes.to_string(),
-    };
-    if let CutOff::Fraction(part) = s.cut_off
-        && !(part > 0.0 && part < 1.0)
-    {
-        let expected = "expected a part of the log above 0.0 and below 1.0, or a number of bytes";
-        return Err(KeyError::new("cut_off", value, expected));
-    }
-    let bytes = config.cut_off_bytes();
-    if bytes <= s.max_command_bytes || bytes >= s.log_bytes {
-        let expected = format!(
-            "is {bytes} bytes; expected more than max_command_bytes ({}) and less than log_bytes ({})",
-            s.max_command_bytes, s.log_bytes
-        );
-        return Err(KeyError::new("cut_off", value, expected));
     }
     Ok(())
 }

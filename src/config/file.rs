@@ -9,10 +9,9 @@ use zeroize::Zeroizing;
 
 use super::keys::{self, Int};
 use super::psk::refuse_if_shared;
-use super::table::{Number, Source, Table};
+use super::table::{Source, Table};
 use super::{
-    Backend, Builder, Checksum, Config, ConfigError, CutOff, KeyError, Member, NicPort, Poll, Psk,
-    Settings,
+    Backend, Builder, Checksum, Config, ConfigError, KeyError, Member, NicPort, Poll, Psk, Settings,
 };
 
 /// Most bytes of a `cluster.toml`.
@@ -159,7 +158,7 @@ fn read_settings(top: &Table<'_, '_>) -> Result<Settings, KeyError> {
         detect_us: int(&keys::DETECT_US)?,
         completion_timeout_us: int(&keys::COMPLETION_TIMEOUT_US)?,
         idle_flush_us: int(&keys::IDLE_FLUSH_US)?,
-        cut_off: read_cut_off(top)?.unwrap_or(default.cut_off),
+        cut_off_us: int(&keys::CUT_OFF_US)?,
         digest_interval: int(&keys::DIGEST_INTERVAL)?,
         sessions: int(&keys::SESSIONS)?,
         snapshot_max_bytes: int(&keys::SNAPSHOT_MAX_BYTES)?,
@@ -181,12 +180,4 @@ fn read_backend(top: &Table<'_, '_>) -> Result<Option<Backend>, KeyError> {
         return Err(top.wrong("backend", expected));
     }
     top.choice("backend", &[("shm", Backend::Shm), ("nic", Backend::Nic)])
-}
-
-fn read_cut_off(top: &Table<'_, '_>) -> Result<Option<CutOff>, KeyError> {
-    let expected = "expected a part of the log above 0.0 and below 1.0, or a number of bytes";
-    Ok(top.number("cut_off", expected)?.map(|number| match number {
-        Number::Whole(bytes) => CutOff::Bytes(bytes),
-        Number::Real(part) => CutOff::Fraction(part),
-    }))
 }

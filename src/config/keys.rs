@@ -5,25 +5,38 @@ pub(super) struct Int {
     pub(super) key: &'static str,
     pub(super) min: u64,
     pub(super) max: u64,
-    /// It has to be a multiple of this.
-    pub(super) step: u64,
+    /// Which of the numbers in between.
+    pub(super) shape: Shape,
     pub(super) default: u64,
     unit: &'static str,
 }
 
+/// Which numbers of a range are meant.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// All.
+    Any,
+    /// Powers of two.
+    PowerOfTwo,
+}
+
 impl Int {
     pub(super) const fn holds(&self, value: u64) -> bool {
-        self.min <= value && value <= self.max && value.is_multiple_of(self.step)
+        let shaped = match self.shape {
+            Shape::Any => true,
+            Shape::PowerOfTwo => value.is_power_of_two(),
+        };
+        self.min <= value && value <= self.max && shaped
     }
 
     /// What was expected, as the end of a sentence.
     pub(super) fn expected(&self) -> String {
-        let step = match self.step {
-            1 => String::new(),
-            step => format!(", a multiple of {step}"),
+        let shape = match self.shape {
+            Shape::Any => "",
+            Shape::PowerOfTwo => ", a power of two",
         };
         format!(
-            "expected a whole number from {} to {}{step} ({})",
+            "expected a whole number from {} to {}{shape} ({})",
             self.min, self.max, self.unit
         )
     }
@@ -35,12 +48,12 @@ const TIB: u64 = 1 << 40;
 const SECOND_US: u64 = 1_000_000;
 
 macro_rules! int {
-    ($const:ident, $key:literal, $min:expr, $max:expr, step $step:expr, default $default:expr, $unit:literal) => {
+    ($const:ident, $key:literal, $min:expr, $max:expr, $shape:ident, default $default:expr, $unit:literal) => {
         pub(super) const $const: Int = Int {
             key: $key,
             min: $min,
             max: $max,
-            step: $step,
+            shape: Shape::$shape,
             default: $default,
             unit: $unit,
         };
@@ -48,20 +61,21 @@ macro_rules! int {
     };
 }
 
-int!(LOG_BYTES, "log_bytes", 64 * KIB, TIB, step 4096, default 64 * MIB, "bytes");
-int!(MAX_COMMAND_BYTES, "max_command_bytes", 8, 64 * MIB, step 1, default 8 * KIB, "bytes");
-int!(WINDOW, "window", 1, 65_536, step 1, default 256, "commands in flight");
-int!(HEARTBEAT_US, "heartbeat_us", 1, SECOND_US, step 1, default 50, "microseconds");
-int!(DETECT_US, "detect_us", 2, 60 * SECOND_US, step 1, default 500, "microseconds");
-int!(COMPLETION_TIMEOUT_US, "completion_timeout_us", 100, 60 * SECOND_US, step 1, default 100_000,
+int!(LOG_BYTES, "log_bytes", 64 * KIB, TIB, PowerOfTwo, default 64 * MIB, "bytes");
+int!(MAX_COMMAND_BYTES, "max_command_bytes", 8, 64 * MIB, Any, default 8 * KIB, "bytes");
+int!(WINDOW, "window", 1, 65_536, Any, default 256, "commands in flight");
+int!(HEARTBEAT_US, "heartbeat_us", 1, SECOND_US, Any, default 50, "microseconds");
+int!(DETECT_US, "detect_us", 2, 60 * SECOND_US, Any, default 500, "microseconds");
+int!(COMPLETION_TIMEOUT_US, "completion_timeout_us", 100, 60 * SECOND_US, Any, default 100_000,
     "microseconds");
-int!(IDLE_FLUSH_US, "idle_flush_us", 1, SECOND_US, step 1, default 100, "microseconds");
-int!(DIGEST_INTERVAL, "digest_interval", 0, 1 << 32, step 1, default 1024, "entries; 0: never");
-int!(SESSIONS, "sessions", 1, 1 << 20, step 1, default 1024, "clients");
-int!(SNAPSHOT_MAX_BYTES, "snapshot_max_bytes", 64 * KIB, TIB, step 1, default 64 * MIB, "bytes");
-int!(ID, "id", 0, super::ID_MAX as u64, step 1, default 0, "ids are unique");
-int!(GID_INDEX, "gid_index", 0, 255, step 1, default 0, "index of a GID");
-int!(CPU, "replication_cpu", 0, 4095, step 1, default 0, "number of a CPU");
+int!(IDLE_FLUSH_US, "idle_flush_us", 1, SECOND_US, Any, default 100, "microseconds");
+int!(CUT_OFF_US, "cut_off_us", 1_000, 60 * SECOND_US, Any, default 50_000, "microseconds");
+int!(DIGEST_INTERVAL, "digest_interval", 0, 1 << 32, Any, default 1024, "entries; 0: never");
+int!(SESSIONS, "sessions", 1, 1 << 20, Any, default 1024, "clients");
+int!(SNAPSHOT_MAX_BYTES, "snapshot_max_bytes", 64 * KIB, TIB, Any, default 64 * MIB, "bytes");
+int!(ID, "id", 0, super::ID_MAX as u64, Any, default 0, "ids are unique");
+int!(GID_INDEX, "gid_index", 0, 255, Any, default 0, "index of a GID");
+int!(CPU, "replication_cpu", 0, 4095, Any, default 0, "number of a CPU");
 
 /// A command takes at most this part of the log, so that there is always room to recycle.
 pub(super) const LOG_PER_COMMAND: u64 = 8;
@@ -87,7 +101,7 @@ pub(super) const TOP: &[&str] = &[
     "detect_us",
     "completion_timeout_us",
     "idle_flush_us",
-    "cut_off",
+    "cut_off_us",
     "digest_interval",
     "sessions",
     "snapshot_max_bytes",

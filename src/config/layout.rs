@@ -41,7 +41,7 @@ impl Layout {
         limits.add("window", s.window);
         limits.add("heartbeat_us", s.heartbeat_us);
         limits.add("detect_us", s.detect_us);
-        limits.add("cut_off", config.cut_off_bytes());
+        limits.add("cut_off_us", s.cut_off_us);
         limits.add("digest_interval", s.digest_interval);
         limits.add("sessions", s.sessions);
         limits.add("snapshot_max_bytes", s.snapshot_max_bytes);
@@ -77,7 +77,7 @@ impl Layout {
             ),
             (
                 self.limits == other.limits,
-                "limits (window, heartbeat_us, detect_us, cut_off, digest_interval, sessions, snapshot_max_bytes)",
+                "limits (window, heartbeat_us, detect_us, cut_off_us, digest_interval, sessions, snapshot_max_bytes)",
             ),
         ];
         let differing: Vec<&str> = parts

@@ -129,12 +129,6 @@ impl Config {
         let times = |s: &Settings| (s.heartbeat_us, s.detect_us);
         times(&self.settings) == times(&default)
     }
-
-    /// [`cut_off`](Self::cut_off) in bytes of this log.
-    #[must_use]
-    pub fn cut_off_bytes(&self) -> u64 {
-        self.settings.cut_off.bytes_of(self.settings.log_bytes)
-    }
 }
 
 /// A member of a cluster.
@@ -227,25 +221,6 @@ pub enum Checksum {
     Always,
 }
 
-/// How far behind a follower may be before the log is recycled without it.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum CutOff {
-    /// This part of the log, between 0 and 1.
-    Fraction(f64),
-    /// So many bytes.
-    Bytes(u64),
-}
-
-impl CutOff {
-    fn bytes_of(self, log_bytes: u64) -> u64 {
-        match self {
-            // A product of a log's size and a number below 1: exact enough, and it fits.
-            Self::Fraction(part) => (log_bytes as f64 * part) as u64,
-            Self::Bytes(bytes) => bytes,
-        }
-    }
-}
-
 /// Defines the settings with a default once, as a field, a getter of [`Config`] and a setter of [`Builder`].
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)+) => {
@@ -294,8 +269,8 @@ settings! {
     completion_timeout_us: u64 = keys::COMPLETION_TIMEOUT_US.default;
     /// An idle leader tells followers what is committed after so long.
     idle_flush_us: u64 = keys::IDLE_FLUSH_US.default;
-    /// How far behind a follower may be before the log is recycled without it.
-    cut_off: CutOff = CutOff::Fraction(0.5);
+    /// How long one follower may hold a full log up before the log is recycled without it.
+    cut_off_us: u64 = keys::CUT_OFF_US.default;
     /// Members compare a digest of their state every so many entries; 0: never.
     digest_interval: u64 = keys::DIGEST_INTERVAL.default;
     /// How many clients' sessions are remembered.

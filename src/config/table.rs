@@ -145,21 +145,6 @@ impl<'a, 'i> Table<'a, 'i> {
         value.map_err(|_| self.wrong(name, int.expected()))
     }
 
-    /// A number with a fraction, or else a whole one.
-    pub(super) fn number(&self, name: &str, expected: &str) -> Result<Option<Number>, KeyError> {
-        let number = match self.get(name) {
-            None => return Ok(None),
-            Some(DeValue::Integer(value)) => u64::from_str_radix(value.as_str(), value.radix())
-                .ok()
-                .map(Number::Whole),
-            Some(DeValue::Float(value)) => value.as_str().parse().ok().map(Number::Real),
-            Some(_) => None,
-        };
-        number
-            .map(Some)
-            .ok_or_else(|| self.wrong(name, expected.to_owned()))
-    }
-
     /// One of a few words.
     pub(super) fn choice<T: Copy>(
         &self,
@@ -211,11 +196,6 @@ impl<'a, 'i> Table<'a, 'i> {
         }
         Ok(tables)
     }
-}
-
-pub(super) enum Number {
-    Whole(u64),
-    Real(f64),
 }
 
 /// A value as the file has it, shortened.

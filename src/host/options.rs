@@ -99,8 +99,7 @@ fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
     let detect_ns = ns(detect_us);
     let completion_timeout_ns = ns(config.completion_timeout_us());
     Settings {
-        // The ring is a power of two; what a log has beyond one is not used.
-        ring_bytes: 1 << size(config.log_bytes()).ilog2(),
+        ring_bytes: size(config.log_bytes()),
         max_command_bytes: size(config.max_command_bytes()),
         sessions: size(config.sessions()),
         window: size(config.window()),
@@ -116,6 +115,7 @@ fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
         step_down_ns: 2 * completion_timeout_ns,
         election_ns: base.election_ns.max(detect_ns),
         idle_flush_ns: ns(config.idle_flush_us()),
+        cut_off_ns: ns(config.cut_off_us()),
         digest_interval: match config.digest_interval() {
             0 => u64::MAX / 4,
             entries => entries,
@@ -163,15 +163,16 @@ mod tests {
         assert_eq!((s.heartbeat_ns, s.detect_ns), (100_000, 10_000_000));
         let s = settings(&config(|b| b.detect_us(501)), 1, true, true);
         assert_eq!((s.heartbeat_ns, s.detect_ns), (50_000, 501_000), "as asked");
-        let odd = config(|b| {
-            b.log_bytes((64 << 10) + 4096)
+        let small = config(|b| {
+            b.log_bytes(64 << 10)
                 .max_command_bytes(4096)
+                .cut_off_us(2_000)
                 .digest_interval(0)
         });
-        let s = Options::from_config(&odd, 0, false)
-            .expect("rounded")
+        let s = Options::from_config(&small, 0, false)
+            .expect("settings")
             .settings;
-        assert_eq!(s.ring_bytes, 64 << 10, "the power of two below");
+        assert_eq!((s.ring_bytes, s.cut_off_ns), (64 << 10, 2_000_000));
         assert!(s.digest_interval > 1 << 60, "never");
     }
 
