@@ -40,7 +40,7 @@ bugs! {
     NoFateSharing,
     /// A heartbeat read that failed counts as a sign of life (defect 10 of the released code).
     ReadFailureIsAlive,
-    /// The leader counts its own log without looking whether it has promised another epoch.
+    /// The own log is granted to another while the own engine may be writing it, and the leader counts it all the same.
     SkipSelfFence,
     /// A majority is half, rounded up, without one more (defect 6).
     HalfQuorum,

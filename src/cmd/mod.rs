@@ -7,6 +7,7 @@
 mod bench_failover;
 mod bench_group;
 mod bench_peer;
+mod bench_rejoin;
 mod bench_replica;
 mod bench_write;
 mod demo;
@@ -84,6 +85,8 @@ enum Bench {
     Throughput(bench_group::Throughput),
     /// Repeated loss of the leader: how long until the next one decides, and whether anything was lost
     Failover(bench_failover::Args),
+    /// A follower that comes back with a large state: how long it takes, and what a client notices of it
+    Rejoin(bench_rejoin::Args),
 }
 
 /// How a command that was carried out ended.
@@ -109,6 +112,7 @@ impl Cli {
                 Bench::Replicate(args) => bench_group::replicate(&args),
                 Bench::Throughput(args) => bench_group::throughput(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
+                Bench::Rejoin(args) => bench_rejoin::run(&args),
             },
             Command::Sim(args) => sim::run(&args),
             Command::BenchPeer(args) => bench_peer::run(&args),

@@ -252,12 +252,17 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
         None
     };
     let start = Instant::now();
-    let first = group::run(Options { seed, bug, trace });
+    let first = group::run(Options {
+        seed,
+        bug,
+        trace,
+        ..Options::default()
+    });
     let seconds = start.elapsed().as_secs_f64();
     let second = group::run(Options {
         seed,
         bug,
-        trace: None,
+        ..Options::default()
     });
     let mut coverage = BTreeMap::new();
     first.rows.add_to(&mut coverage);

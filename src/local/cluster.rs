@@ -110,6 +110,11 @@ impl Cluster {
         0..self.kind.replicas
     }
 
+    /// Bytes of each replica's log.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.config.log_bytes()
+    }
+
     /// Client addresses by id.
     pub(crate) fn clients(&self) -> Vec<SocketAddr> {
         let members = self.config.members().iter();

@@ -108,7 +108,7 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
     /// entry, for as long as the scheduler likes.
     fn own_engine_writes(&mut self, shared: &Shared) -> bool {
         self.own_writes = self.own_writes && shared.left() < self.arbiter.promise();
-        self.own_writes
+        self.own_writes && !self.zoo.has(Bug::SkipSelfFence)
     }
 
     /// Answers requests as far as possible now.

@@ -335,9 +335,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         );
     }
 
-    /// Whether the own log, if it was sound when this replica was left behind, leads from the state before to `point`. It
-    /// then holds the decided entries up to there, since an entry stands in two logs only behind the same entries; and
-    /// nobody has written it since the donor was asked.
+    /// Whether the own log, if it was sound when this replica was left behind, leads from the state before to `point`.
+    /// Then it holds the decided entries up to there, since an entry stands in two logs only behind the same entries;
+    /// and nobody has written it since the donor was asked.
     fn own_log_goes_on(&mut self, point: Point) -> bool {
         if self.rejoin.owed.is_none_or(|owed| owed.end.is_none()) {
             return false;

@@ -38,6 +38,10 @@ impl Group {
         let spare = voters.saturating_sub(quorum);
         let first = self.core.borrow_mut().rng.below(n as u64) as usize;
         let mut left = self.core.borrow_mut().rng.below(spare as u64 + 1);
+        if self.core.borrow().oracle.excused > 0 {
+            // The one whose bit flipped is in trouble already, whether it knows or not.
+            left = 0;
+        }
         for slot in (0..n).map(|k| (first + k) % n) {
             let Some(process) = self.process(slot) else {
                 if self.core.borrow_mut().rng.one_in(4) {
@@ -52,6 +56,18 @@ impl Group {
             }
         }
         voters >= quorum
+    }
+
+    /// Whether a majority still has its memory. One whose CPU is dead cannot answer, and its memory can.
+    pub(crate) fn remembers(&self) -> bool {
+        let zombies = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.zombie.borrow().clone());
+        let with_vote = zombies
+            .filter(|process| process.standing.get().voter)
+            .count();
+        self.voters() + with_vote >= self.members.quorum()
     }
 
     /// One of the minority that need not be healthy.

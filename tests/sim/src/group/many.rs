@@ -103,7 +103,7 @@ pub fn many(
                 run(Options {
                     seed,
                     bug,
-                    trace: None,
+                    ..Options::default()
                 })
             };
             let report = once();
@@ -152,12 +152,13 @@ pub fn hunt(bug: Bug, first: u64, seeds: u64, threads: usize) -> Caught {
             let report = run(Options {
                 seed,
                 bug: Some(bug),
-                trace: None,
+                ..Options::default()
             });
             // What the sound protocol fails as well is not the bug's doing.
             let sound = || {
                 failed(&run(Options {
                     seed,
+                    aim: Some(bug),
                     ..Options::default()
                 }))
                 .is_none()

@@ -1,6 +1,8 @@
 //! What is done to a group: a few themes a run, drawn from the seed, each of which strikes again and again until the
 //! safety phase is over. Few at a time, since faults that all strike at once hide each other.
 
+use mu_protocol::zoo::Bug;
+
 use super::faults::Act;
 use super::{Core, Group, Token};
 use crate::rng::Rng;
@@ -49,6 +51,15 @@ const ALONE: &[Theme] = &[Bits, Deviate, Majority, Power];
 const ALONE_ONE_IN: u64 = 12;
 const QUIET_ONE_IN: u64 = 25;
 
+/// Themes under which a seeded defect shows that one of all themes seldom meets.
+fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
+    match bug {
+        Bug::SkipSelfFence => Some(&[Pause, OneWay, Flap]),
+        Bug::StaleCompletion => Some(&[Device, LogLink, Kill]),
+        _ => None,
+    }
+}
+
 /// The plan of a run.
 #[derive(Default)]
 pub(crate) struct Plan {
@@ -59,10 +70,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Themes for one run.
-    pub(crate) fn draw(rng: &mut Rng, replicas: usize, until_ns: u64) -> Self {
+    /// Themes for one run, aimed at a defect if there is one.
+    pub(crate) fn draw(rng: &mut Rng, replicas: usize, until_ns: u64, aim: Option<Bug>) -> Self {
         let mut themes = Vec::new();
-        if rng.one_in(ALONE_ONE_IN) && replicas >= 3 {
+        if let Some(aimed) = aim.and_then(aimed_at) {
+            themes.extend(aimed);
+        } else if rng.one_in(ALONE_ONE_IN) && replicas >= 3 {
             themes.push(*rng.pick(ALONE));
         } else if !rng.one_in(QUIET_ONE_IN) {
             for _ in 0..rng.range(1, 4) {

@@ -1,5 +1,7 @@
 //! How each kind of trouble strikes.
 
+use mu_protocol::log::Source;
+
 use super::app::Misbehaviour;
 use super::faults::{Act, Who};
 use super::plan::Theme;
@@ -285,16 +287,16 @@ impl Group {
         }
     }
 
-    /// A bit of the log of one replica flips, once a run: what is at risk with more is more than a minority.
+    /// A bit of the log of one replica flips, once a run and where a majority of others has the same: what is at risk
+    /// otherwise is more than a minority. A replica cannot tell a flipped bit from a write that was cut short.
     fn strike_bits(&self) {
         if self.core.borrow().rows.of(Row::BitFlipped) > 0 {
             return;
         }
-        let Some(process) = self.victim().and_then(|slot| self.process(slot)) else {
+        let Some(slot) = self.victim() else { return };
+        let Some(process) = self.process(slot) else {
             return;
         };
-        self.hit(Row::BitFlipped);
-        self.core.borrow_mut().oracle.excused += 1;
         // Mostly where something is about to be read.
         let ring = process.log.ring();
         let near = process.applied.get().at;
@@ -306,6 +308,19 @@ impl Group {
             }
         });
         let (byte, bit) = (process.log.offset(at), self.rng(|rng| rng.below(8) as u32));
+        let word = process.log.load(at & !7);
+        let others = self
+            .running()
+            .into_iter()
+            .filter(|(other, _)| *other != slot);
+        let same = others
+            .filter(|(_, other)| other.log.load(at & !7) == word)
+            .count();
+        if same < self.members.quorum() {
+            return;
+        }
+        self.hit(Row::BitFlipped);
+        self.core.borrow_mut().oracle.excused += 1;
         self.world.flip_bit(process.log.memory(), byte, bit);
     }
 

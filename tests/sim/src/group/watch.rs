@@ -194,8 +194,8 @@ impl Group {
         }
     }
 
-    /// I17: what a leader takes for acknowledged by a follower stands in that follower's log, as long as it is the leader's
-    /// to write.
+    /// I17: what a leader takes for acknowledged by a follower stands in that follower's log, as long as it is the
+    /// leader's to write.
     fn matched_rule(&self, slot: usize, rep: &Rep, epoch: Epoch, applied: Point) {
         let entries = self.chain(
             rep,
@@ -208,7 +208,7 @@ impl Group {
         for (id, matched) in rep.followers() {
             let entry = entries.iter().find(|(header, _)| header.index == matched);
             let process = self.process(id.index()).filter(|process| {
-                process.standing.get().role == Role::Follower
+                matches!(process.standing.get().role, Role::Follower | Role::Learner)
                     && process.shared.promised() == epoch
                     // One that came back by snapshot has the state instead.
                     && process.applied.get().index < matched
