@@ -68,8 +68,8 @@ bugs! {
     AbortOnAnyFailure,
     /// A full send queue towards one slow follower makes the leader give up (defect 9).
     AbortOnFullQueue,
-    /// A completion of an earlier connection counts for this one.
-    StaleCompletion,
+    /// The connection of a leader that lost its right is kept, so that what it posted can land under its next grant.
+    StaleRequests,
     /// A completion with an error counts as a success.
     ErrorIsSuccess,
     /// An entry says that itself is decided when it is written.

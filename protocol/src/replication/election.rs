@@ -67,7 +67,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 continue;
             }
             took = true;
-            if self.lane.is_quiet(ack_of, ack.generation) {
+            let quiet = self.lane.is_quiet(ack_of, ack.generation);
+            if quiet || self.zoo.has(Bug::StaleRequests) {
                 self.prepare(slot, ack, now_ns);
             } else {
                 // What was posted in an earlier epoch could still land, with the right that this one has got, on what

@@ -702,13 +702,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         each: &mut impl FnMut(Event<'_>),
     ) -> ControlFlow<()> {
         let end = self.lead.end.index;
-        let stale_counts = self.zoo.has(Bug::StaleCompletion);
         let error_counts = self.zoo.has(Bug::ErrorIsSuccess);
         let Some(follower) = self.lead.follower(done.tag.peer) else {
             return ControlFlow::Continue(());
         };
         let current = done.tag.is_of(follower.target.generation);
-        if follower.stage == Stage::Idle || !(current || stale_counts) {
+        if follower.stage == Stage::Idle || !current {
             self.counters.stale += 1;
             return ControlFlow::Continue(());
         }

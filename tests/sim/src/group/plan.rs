@@ -55,7 +55,7 @@ const QUIET_ONE_IN: u64 = 25;
 fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
     match bug {
         Bug::SkipSelfFence => Some(&[Pause, OneWay, Flap]),
-        Bug::StaleCompletion => Some(&[Device, LogLink, Kill]),
+        Bug::StaleRequests => Some(&[Clog, CutLeader, Pause]),
         _ => None,
     }
 }
