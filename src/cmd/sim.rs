@@ -94,6 +94,8 @@ struct Row {
     name: &'static str,
     what: &'static str,
     caught: bool,
+    /// What catches it.
+    tool: &'static str,
     /// Seeds until it was caught.
     seeds: u64,
     seed: Option<u64>,
@@ -328,11 +330,15 @@ fn zoo(args: &Args, bug: Option<Bug>) -> Result<Status> {
         })
         .collect();
     bar.finish_and_clear();
-    let all = bugs.iter().all(|bug| bug.caught);
+    let caught = bugs.iter().filter(|bug| bug.caught).count();
+    let all = caught == bugs.len();
     if args.json {
         print_json(&Zoo { bugs })?;
     } else {
-        let mut text = String::new();
+        let mut text = format!(
+            "{caught} of {} bugs caught by the simulator, by the seed that is named (mu sim --seed S --bug NAME)\n\n",
+            bugs.len()
+        );
         for bug in &bugs {
             let by = match &bug.by {
                 Some(by) => format!("seed {}: {by}", bug.seed.unwrap_or(0)),
@@ -355,6 +361,7 @@ fn entry(caught: Caught) -> Row {
         name: caught.bug.name(),
         what: caught.bug.what().trim(),
         caught: caught.by.is_some(),
+        tool: "mu sim",
         seeds: caught.seeds,
         seed: caught.by.as_ref().map(|failure| failure.seed),
         by: caught.by.map(|failure| failure.what),
