@@ -426,6 +426,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         }
         (follower.stage, follower.sent) = (Stage::Confirmed, from);
+        if from == end.at {
+            // It has applied everything, so nothing is posted whose completion would say so.
+            follower.matched = end.index;
+        }
         if skip {
             (follower.sent, follower.matched) = (end.at, end.index);
         }

@@ -307,9 +307,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         each: &mut impl FnMut(Event<'_>),
     ) {
         self.counters.rejoins += 1;
+        (self.follow.damaged_ns, self.follow.behind_ns) = (None, None);
         self.rejoin.restart(Owed {
             writer: Epoch(self.log.header(header::MIN_PROPOSAL)),
             end,
+            cleared: end.is_none(),
+            stands: false,
             until: self.machine.applied().at + self.log.ring(),
             least,
         });

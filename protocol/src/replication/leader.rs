@@ -114,6 +114,7 @@ impl Follower {
     }
 
     /// The position that it says it has applied; 0 if another life of it said that, or it is ahead of the own log.
+    /// Within a life it never goes back, so an old copy of it is as good.
     pub(super) fn says_applied(&self, shared: &Shared, end: Point) -> u64 {
         let peer = shared.peer(self.id);
         let said = peer.public(public::APPLIED_AT);
@@ -585,8 +586,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 continue;
             }
             follower.applied_at = said;
-            // It was too far behind and has come on, by what an earlier leader told it: its grant is taken again.
-            if follower.stage == Stage::Idle {
+            // It was too far behind and has come on, by what an earlier leader told it: its grant is taken again. One
+            // that comes back by snapshot has taken it back.
+            let grants = self.shared.peer(follower.id).standing().role >= Role::Learner;
+            if follower.stage == Stage::Idle && grants {
                 follower.taken = None;
             }
         }

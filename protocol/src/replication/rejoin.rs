@@ -16,8 +16,8 @@ use mu_verbs::{
 use super::lane::PerPeer;
 use super::{Event, Replication};
 use crate::ids::{Epoch, Members, ReplicaId};
-use crate::layout::{Role, SnapshotAnswer, public, row};
-use crate::log::{Found, Point, find};
+use crate::layout::{Role, SnapshotAnswer, header, public, row};
+use crate::log::{Found, Point, Window, find};
 use crate::machine::StateMachine;
 use crate::shared::Peer;
 use crate::zoo::Zoo;
@@ -57,12 +57,17 @@ enum Step {
 /// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in
 ///   it: later leaders write the same bytes over it.
 /// - A state that the own log, if that is sound, leads to: then the rest of it stays where it is.
+/// - A state that the own log, if that is sound, has another entry for: nothing behind that can be decided.
 /// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
 /// - A state that reaches one ring beyond what was applied: no leader writes further than that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owed {
     /// The last index of the own log, if that was sound.
     pub(super) end: Option<u64>,
+    /// The own log tells nothing any more: it was not sound, or had to be cleared.
+    pub(super) cleared: bool,
+    /// The state is one that the own log leads to.
+    pub(super) stands: bool,
     /// The highest epoch in which a leader prepared here.
     pub(super) writer: Epoch,
     /// One ring beyond what was applied.
@@ -73,9 +78,20 @@ pub(super) struct Owed {
 
 impl Owed {
     fn is_covered(&self, by: Point) -> bool {
-        let end = self.end.is_some_and(|end| by.index >= end);
+        let end = self.stands || self.end.is_some_and(|end| by.index >= end);
         by.index >= self.least && (end || by.epoch > self.writer || by.at >= self.until)
     }
+}
+
+/// How the own log and a state compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meets {
+    /// The log leads to the state.
+    GoesOn,
+    /// The log has another entry there.
+    Differs,
+    /// The log ends before, or tells nothing.
+    Ends,
 }
 
 /// What the matter needs.
@@ -188,7 +204,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// What need not be looked at at every poll.
-    pub(super) fn rejoin_chores(&mut self, now_ns: u64, _: &mut impl FnMut(Event<'_>)) -> bool {
+    pub(super) fn rejoin_chores(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
         self.drop_completions();
         let timeout_ns = 40 * self.settings.completion_timeout_ns;
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
@@ -196,9 +212,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             Step::Begin => self.ask(now_ns),
             // A donor with much state may look dead for a while.
             Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
-            Step::Reading { donor, .. } | Step::Log { donor, .. } if late => {
+            Step::Reading { donor, .. } if late => {
                 self.fault(donor);
                 self.give_up(donor, now_ns);
+            }
+            Step::Log { donor, .. } if late => {
+                self.fault(donor);
+                self.make_do(donor, now_ns, each);
             }
             Step::Asked { donor, request } => self.take_answer(donor, request, now_ns),
             Step::Reading { .. } | Step::Log { .. } => {}
@@ -211,7 +231,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.shared.holder().is_some() {
             return;
         }
-        let least = self.rejoin.owed.map_or(0, |owed| owed.least);
+        // From now on nobody writes here. What came since this replica noticed that it was behind counts as well.
+        let end = self.own_end().index;
+        if let Some(owed) = self.rejoin.owed.as_mut().filter(|owed| !owed.cleared) {
+            owed.end = Some(end);
+            owed.writer = owed
+                .writer
+                .max(Epoch(self.log.header(header::MIN_PROPOSAL)));
+        }
+        let least = self.least();
         let able = |id: &ReplicaId| {
             let peer = self.shared.peer(*id);
             let standing = peer.standing();
@@ -247,7 +275,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let Some(answer) = answer.filter(|answer| answer.request == request) else {
             return;
         };
-        if answer.len == 0 || answer.len > self.settings.max_snapshot_bytes as u64 {
+        // Nor back: what this life has published as applied, others may have counted on.
+        let usable = (1..=self.settings.max_snapshot_bytes as u64).contains(&answer.len);
+        if !usable || answer.index < self.least() {
             self.give_up(donor, now_ns);
             return;
         }
@@ -302,7 +332,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
-        let goes_on = self.own_log_goes_on(point);
+        let meets = self.own_log_meets(point);
         let sound = crc32c::crc32c(&bytes) == answer.crc
             && self
                 .take_admissions(&bytes)
@@ -315,13 +345,19 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // What this replica knew before is void, its header and commit index too.
         self.commit = point.index;
         self.follow.restart();
-        self.log.set_header(crate::layout::header::COMMIT, 0);
-        match &mut self.rejoin.owed {
-            // What was acknowledged here beyond this state still stands in the log, for the next leader to find.
-            Some(owed) if goes_on => owed.end = Some(point.index),
-            // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this
-            // log takes all below the applied position for decided, so they go before that is raised.
-            _ => self.log.clear(),
+        self.log.set_header(header::COMMIT, 0);
+        // If it goes on, what was acknowledged here beyond this state still stands in the log, for the next leader to
+        // find. If not, the ring may hold entries that were never decided, at positions that this state skips. Whoever
+        // pulls this log takes all below the applied position for decided, so they go before that is raised.
+        if let Some(owed) = &mut self.rejoin.owed {
+            owed.stands = meets == Meets::GoesOn;
+            owed.cleared |= meets != Meets::GoesOn;
+            if meets == Meets::Differs {
+                owed.end = Some(point.index);
+            }
+        }
+        if meets != Meets::GoesOn {
+            self.log.clear();
         }
         self.board.set_public(public::APPLIED_AT, point.at);
         self.board.set_public(public::APPLIED, point.index);
@@ -335,21 +371,25 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         );
     }
 
-    /// Whether the own log, if it was sound when this replica was left behind, leads from the state before to `point`.
-    /// Then it holds the decided entries up to there, since an entry stands in two logs only behind the same entries;
-    /// and nobody has written it since the donor was asked.
-    fn own_log_goes_on(&mut self, point: Point) -> bool {
-        if self.rejoin.owed.is_none_or(|owed| owed.end.is_none()) {
-            return false;
+    /// How the own log, from the state before on, and a later state at `point` compare. An entry stands in two logs
+    /// only behind the same entries, and nobody has written this one since a donor was asked: so if it leads to the
+    /// point, it holds the decided entries up to there, and if it has another entry there, none behind that is decided.
+    fn own_log_meets(&mut self, point: Point) -> Meets {
+        if self.rejoin.owed.is_none_or(|owed| owed.cleared) {
+            return Meets::Ends;
         }
         let mut at = self.machine.applied();
         while at.index < point.index {
             match find(&self.log, at, self.max_entry, &mut self.payload, self.zoo) {
                 Found::Entry(header) => at = at.after(&header),
-                _ => return false,
+                _ => return Meets::Ends,
             }
         }
-        at == point
+        if at == point {
+            Meets::GoesOn
+        } else {
+            Meets::Differs
+        }
     }
 
     /// Pulls the donor's log up to what it has applied, stretch by stretch, and applies it.
@@ -366,17 +406,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         if self.rejoin.failed {
             self.fault(donor);
-            self.give_up(donor, now_ns);
+            self.make_do(donor, now_ns, each);
             return true;
         }
         if to > from && !(self.take_stretch(from..to) && self.replay(to, each)) {
-            self.give_up(donor, now_ns);
+            self.make_do(donor, now_ns, each);
             return true;
         }
         let applied = self.machine.applied();
         let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
-        let covered = self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied));
-        if covered && ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
+        if self.is_covered() && ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
             self.finish(each);
             return true;
         }
@@ -418,7 +457,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// Puts the stretch that was read into the own ring, at the same positions, if both copies are equal.
+    /// Puts the whole entries of the stretch that was read into the own ring, at the same positions, if both copies are
+    /// equal. Nothing else: what stands behind may be what this replica acknowledged.
     fn take_stretch(&mut self, at: Range<u64>) -> bool {
         let len = (at.end - at.start) as usize;
         let scratch = self.rejoin.scratch.memory();
@@ -426,10 +466,23 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if (0..len / WORD).any(|word| scratch.load(word) != scratch.load(second + word)) {
             return false;
         }
-        self.payload.resize(len, 0);
+        let window = Window {
+            memory: scratch,
+            offset: 0,
+            from: at.start,
+            len,
+        };
+        let mut whole = self.machine.applied();
+        while window.covers(whole.at)
+            && let Found::Entry(header) =
+                find(&window, whole, self.max_entry, &mut self.payload, self.zoo)
+        {
+            whole = whole.after(&header);
+        }
+        self.payload.resize((whole.at - at.start) as usize, 0);
         scratch.read_bytes(0, &mut self.payload);
         self.log.write(at.start, &self.payload);
-        true
+        whole.at > at.start
     }
 
     /// Applies the entries that lie wholly below `to`. False if the first of them is not there: it was recycled.
@@ -468,6 +521,28 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             Role::Learner
         };
         self.take_role(role, Epoch::NONE, each);
+    }
+
+    /// The donor is lost, but there is state: if that is enough, the leader brings the rest.
+    fn make_do(&mut self, donor: ReplicaId, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+        if self.is_covered() {
+            self.finish(each);
+        } else {
+            self.give_up(donor, now_ns);
+        }
+    }
+
+    /// Whether the state covers what it has to.
+    fn is_covered(&self) -> bool {
+        let applied = self.machine.applied();
+        self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied))
+    }
+
+    /// The lowest index that a snapshot must have: what is known to be decided, and never less than this life has
+    /// applied.
+    fn least(&self) -> u64 {
+        let owed = self.rejoin.owed.map_or(0, |owed| owed.least);
+        owed.max(self.machine.applied().index)
     }
 
     /// This donor did not help.

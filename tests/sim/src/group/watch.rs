@@ -78,6 +78,12 @@ impl Group {
             self.hit(Row::RingFull);
         }
         let applied = rep.applied();
+        if applied.index < process.applied.get().index {
+            self.fail(format!(
+                "I10: replica {slot} went back from {:?} to {applied:?}",
+                process.applied.get()
+            ));
+        }
         self.follow_log(slot, process, rep, applied);
         let fresh = std::mem::take(&mut rep.app_mut().fresh);
         let id = self.slots[slot].id;
