@@ -1,0 +1,5 @@
+//! A replicated matching engine on mu.
+//!
+//! - [`order`]: what the log carries.
+
+pub mod order;

@@ -1,0 +1,3 @@
+//! The `mu-exchange` command.
+
+fn main() {}
