@@ -22,11 +22,8 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
 use serde::Serialize;
 
 /// What holds for all commands.
@@ -165,17 +162,6 @@ where
     fn configured(self, what: &str) -> Result<T> {
         self.with_context(|| Misuse(what.into()))
     }
-}
-
-/// Makes this process die with the one that started it.
-fn die_with(parent: i32) -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL).context("prctl PR_SET_PDEATHSIG")?;
-    // It may have died before the line above.
-    ensure!(
-        getppid() == Pid::from_raw(parent),
-        "the process that started this one is gone"
-    );
-    Ok(())
 }
 
 /// Prints to standard output. A reader that went away is no error.

@@ -6,16 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use mu::config::{Backend, Config};
-use mu::host::{Device, Direct, has_history, pin, sleep_precisely};
+use mu::host::{Device, Direct, die_with, end_signals, has_history, pin, sleep_precisely};
 use mu::kv::{Ended, Server, Store};
 use mu::protocol::layout::Role;
 use mu_verbs::Context;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Configured, Status, die_with, misuse, print, print_json};
+use super::{Configured, Status, misuse, print, print_json};
 
 /// The variable that says how much is logged.
 const LOG: &str = "MU_LOG";
@@ -93,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
 
 pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
     if let Some(parent) = args.parent {
-        die_with(parent)?;
+        die_with(parent).context("--parent")?;
     }
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter);
@@ -108,7 +107,7 @@ pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
         )));
     };
     // Before any thread starts, so that all of them leave signals to the descriptor.
-    let signals = signals().context("taking signals as a descriptor")?;
+    let signals = end_signals().context("taking signals as a descriptor")?;
     let listener = TcpListener::bind(client)
         .with_context(|| format!("replica {} cannot listen for clients on {client}", args.id))?;
     let form = args.form && !has_history(&config, args.id).context("--form")?;
@@ -127,15 +126,6 @@ pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
         Device::Shm(ctx) => start.serve(&around.over(ctx), around),
         Device::Nic(ctx) => start.serve(&around.over(ctx), around),
     }
-}
-
-/// SIGINT and SIGTERM as something to poll.
-fn signals() -> nix::Result<SignalFd> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGINT);
-    set.add(Signal::SIGTERM);
-    set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 struct Start<'a> {
