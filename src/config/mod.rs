@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod keys;
 mod layout;
+mod local;
 mod psk;
 mod table;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::path::Path;
 
 pub use error::{ConfigError, KeyError, Place};
 pub use layout::{Layout, PROTOCOL_VERSION};
+pub use local::write_local;
 pub use psk::Psk;
 
 /// Most members of a cluster.

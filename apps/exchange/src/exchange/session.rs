@@ -207,6 +207,14 @@ impl Session {
         (*found == number).then_some(report)
     }
 
+    /// The reports that are kept with numbers from `from` to `end - 1`.
+    pub fn reports(&self, from: u64, end: u64) -> impl Iterator<Item = &(u64, Report)> {
+        let at = self.reports.partition_point(|(number, _)| *number < from);
+        self.reports
+            .range(at..)
+            .take_while(move |(number, _)| *number < end)
+    }
+
     pub(super) fn say(&mut self, report: Report) {
         if self.reports.len() == REPORTS_KEPT {
             self.reports.pop_front();
