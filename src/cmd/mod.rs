@@ -4,11 +4,13 @@
 //! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
 //! configuration. A report is printed once all work is done, so a failure leaves standard output empty.
 
+mod bench_exchange;
 mod bench_failover;
 mod bench_group;
 mod bench_peer;
 mod bench_replica;
 mod bench_write;
+mod cluster;
 mod demo;
 mod devices;
 mod doctor;
@@ -20,6 +22,7 @@ pub(crate) use serve::Around;
 
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -48,6 +51,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Three replicas of this host lose their leader, go on and get it back: shown, and checked
     Demo(demo::Args),
+    /// Three nodes of an application on this host, supervised: what ends is started again
+    Cluster(cluster::Args),
     /// Lists RDMA devices and software backends with their capabilities
     Devices(devices::Args),
     /// Checks host and RDMA devices; each line is pass, warn or fail with the fix
@@ -79,6 +84,8 @@ enum Bench {
     Replicate(bench_group::Replicate),
     /// Commands a second, over how many share an entry and how many entries are in flight
     Throughput(bench_group::Throughput),
+    /// One order at the engine alone and on mu, and orders a second through three processes
+    Exchange(bench_exchange::Args),
     /// Repeated loss of the leader: how long until the next one decides, and whether anything was lost
     Failover(bench_failover::Args),
 }
@@ -96,6 +103,7 @@ impl Cli {
     /// Runs the command and reports a failure on standard error.
     pub(crate) fn run(self) -> ExitCode {
         let done = match self.command {
+            Command::Cluster(args) => cluster::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
@@ -105,6 +113,7 @@ impl Cli {
                 Bench::Write(args) => bench_write::run(&args),
                 Bench::Replicate(args) => bench_group::replicate(&args),
                 Bench::Throughput(args) => bench_group::throughput(&args),
+                Bench::Exchange(args) => bench_exchange::run(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
             },
             Command::Sim(args) => sim::run(&args),
@@ -161,6 +170,19 @@ where
 {
     fn configured(self, what: &str) -> Result<T> {
         self.with_context(|| Misuse(what.into()))
+    }
+}
+
+/// A program that lies beside this one.
+fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("the path of this program")?;
+    let path = own.with_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(misuse(format!(
+            "{} is not there: cargo build --release makes it, beside mu",
+            path.display()
+        ))),
     }
 }
 

@@ -165,6 +165,11 @@ impl Fix {
         // SequenceReset in its reset mode is obeyed whatever its number is.
         let resets = kind == b"4" && !message.flag(123);
         if number > self.in_next && !resets {
+            // What both miss would be missing for ever if each waited for the other: a request is answered at once, and
+            // had when its turn comes.
+            if let (b"2", Some(from), Some(to)) = (kind, message.number(7), message.number(16)) {
+                self.resend = Some((from.max(1), to));
+            }
             // Asked once for each place where something is missing.
             return match self.asked == Some(self.in_next) {
                 true => Step::Done,

@@ -70,13 +70,28 @@ fn a_leader_killed_under_load_loses_nothing_and_doubles_nothing() {
                 nodes.at_rest();
             }
         }
-        client.hear();
+        let heard = client.heard.len();
+        client.wait(|client| client.heard.len() > heard);
+        let stuck = client.is_on() && client.heard.len() == heard;
+        assert!(
+            !stuck,
+            "{} asked, {} answers\n{}",
+            asked.len(),
+            answered(&client),
+            nodes.logs()
+        );
     }
     while answered(&client) < ORDERS {
         if !client.is_on() {
             client.find(&addresses);
         }
-        client.wait(|client| answered(client) >= ORDERS);
+        let all = client.wait(|client| answered(client) >= ORDERS);
+        assert!(
+            all || !client.is_on(),
+            "{} answers\n{}",
+            answered(&client),
+            nodes.logs()
+        );
     }
     nodes.start(killed[1], false, &[]);
     // Nothing comes after the last answer.

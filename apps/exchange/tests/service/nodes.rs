@@ -12,7 +12,7 @@ use mu::config::{Config, write_local};
 use serde_json::Value;
 
 /// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 
 pub(crate) struct Nodes {
@@ -68,6 +68,13 @@ impl Nodes {
 
     pub(crate) fn log(&self, id: u8) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("{id}.log"))).expect("a log")
+    }
+
+    pub(crate) fn logs(&self) -> String {
+        let logs: Vec<String> = (0..3)
+            .map(|id| format!("--- {id}\n{}", self.log(id)))
+            .collect();
+        logs.join("\n")
     }
 
     pub(crate) fn client(&self, id: u8) -> SocketAddr {
