@@ -1,5 +1,5 @@
-//! A FIX client with the memory that FIX asks of one: it sends again what it is asked for, and counts in both directions
-//! across connections.
+//! A FIX client with the memory that FIX asks of one: it sends again what it is asked for, and counts in both
+//! directions across connections.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
