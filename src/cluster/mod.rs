@@ -2,8 +2,8 @@
 //!
 //! A node is a process that is started with `--config FILE --id N [--form] --json --parent PID`, says
 //! `{"ready":true,"id":_,"pid":_,"role":_,"host":_,"port":_}` on standard output when it serves and `{"role":_}`
-//! whenever its role changes, ends cleanly on SIGTERM, and dies with its parent. Whatever else ends it, it is started again, as
-//! one that comes back.
+//! whenever its role changes, ends cleanly on SIGTERM, and dies with its parent. Whatever else ends it, it is started
+//! again, as one that comes back.
 
 mod node;
 mod supervisor;

@@ -1,8 +1,8 @@
-//! Market data messages of NASDAQ's ITCH 5.0, each as a block: two bytes of length, big-endian, then the message. That is
-//! how both MoldUDP64 and files carry them.
+//! Market data messages of NASDAQ's ITCH 5.0, each as a block: two bytes of length, big-endian, then the message. That
+//! is how both MoldUDP64 and files carry them.
 //!
-//! Every order of the book is an Add Order; what happens to it is an Order Executed, Order Cancel (it became smaller) or
-//! Order Delete. An order that matches at once is never added, only what is left of it. A replace that loses its
+//! Every order of the book is an Add Order; what happens to it is an Order Executed, Order Cancel (it became smaller)
+//! or Order Delete. An order that matches at once is never added, only what is left of it. A replace that loses its
 //! place is a delete and an add with the same reference.
 
 use crate::order::Side;

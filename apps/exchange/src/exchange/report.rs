@@ -1,5 +1,5 @@
-//! What a session is told about its orders. Made on every replica alike and kept with the session, so that a leader that
-//! took over can say again what its predecessor said.
+//! What a session is told about its orders. Made on every replica alike and kept with the session, so that a leader
+//! that took over can say again what its predecessor said.
 
 use crate::order::{Force, NAME_BYTES, Name, Side, Type};
 

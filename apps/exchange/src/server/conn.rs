@@ -167,9 +167,14 @@ impl Conn {
         self.out.is_empty()
     }
 
+    /// Bytes that may be prepared for it now.
+    pub(super) fn room(&self) -> usize {
+        OUT_BYTES_MAX.saturating_sub(self.out.len() - self.sent)
+    }
+
     /// Whether it may be sent more.
     pub(super) fn has_room(&self) -> bool {
-        self.out.len() - self.sent < OUT_BYTES_MAX
+        self.room() > 0
     }
 
     /// Whether its next message may be taken.

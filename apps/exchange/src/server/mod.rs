@@ -44,6 +44,9 @@ const TICK_NS: u64 = 100_000_000;
 /// A connection that has not logged on ends after so long.
 const LOGON_NS: u64 = 10_000_000_000;
 
+/// One that speaks lines ends when it said nothing for so long.
+const TEXT_NS: u64 = 600_000_000_000;
+
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
 const FIRST_CLIENT: u64 = 2;
@@ -462,6 +465,7 @@ impl<C: Context, E: Engine> Server<C, E> {
                 State::Fresh | State::Opening if heard > LOGON_NS => {
                     Step::End("no logon came".into())
                 }
+                State::Text if heard > TEXT_NS => Step::End("silent for ten minutes".into()),
                 State::On(fix) if fix.heartbeat_ns > 0 => {
                     let interval = fix.heartbeat_ns;
                     if heard > 2 * interval + interval / 2 {

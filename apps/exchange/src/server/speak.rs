@@ -53,6 +53,7 @@ pub(super) fn speak<E: Engine>(conn: &mut Conn, exchange: &Exchange<E>, desk: &s
         return;
     };
     let before = conn.out.len();
+    let limit = before + conn.room();
     let to = fix.comp.clone();
     let mut pen = Pen {
         out: &mut conn.out,
@@ -63,7 +64,7 @@ pub(super) fn speak<E: Engine>(conn: &mut Conn, exchange: &Exchange<E>, desk: &s
     if let Some((from, to)) = fix.resend.take() {
         again(fix, session, exchange, &mut pen, from, to);
     }
-    while fix.out_next < session.out_next() && pen.out.len() < SPEAK_BYTES {
+    while fix.out_next < session.out_next() && pen.out.len() < limit {
         let number = fix.out_next;
         if let Some((kind, body)) = fix.said.remove(&number) {
             pen.write(number, kind, &body, None);
@@ -86,9 +87,6 @@ pub(super) fn speak<E: Engine>(conn: &mut Conn, exchange: &Exchange<E>, desk: &s
         conn.spoke_ns = monotonic_ns();
     }
 }
-
-/// Bytes that are prepared at most before the socket takes some.
-const SPEAK_BYTES: usize = 128 << 10;
 
 /// The first number after one without anything that has something.
 fn next_known(fix: &Fix, session: &Session, number: u64) -> u64 {
