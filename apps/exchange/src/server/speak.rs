@@ -46,14 +46,14 @@ impl Pen<'_> {
 
 /// Prepares whatever can be sent now, in the order of the numbers.
 pub(super) fn speak<E: Engine>(conn: &mut Conn, exchange: &Exchange<E>, desk: &str) {
+    let before = conn.out.len();
+    let limit = before + conn.room();
     let State::On(fix) = &mut conn.state else {
         return;
     };
     let Some(session) = exchange.session(fix.session) else {
         return;
     };
-    let before = conn.out.len();
-    let limit = before + conn.room();
     let to = fix.comp.clone();
     let mut pen = Pen {
         out: &mut conn.out,
