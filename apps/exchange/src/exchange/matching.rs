@@ -385,6 +385,7 @@ impl<E: Engine> Exchange<E> {
         self.sessions.say(live.session, || Report {
             what: about.what,
             reason: Reason::None,
+            again: false,
             side: live.side,
             order_type: live.order_type,
             force: live.force,
@@ -417,6 +418,7 @@ impl<E: Engine> Exchange<E> {
         self.sessions.say(order.session, || Report {
             what,
             reason,
+            again: false,
             side: order.side,
             order_type: order.order_type,
             force: order.force,

@@ -68,6 +68,8 @@ pub struct Report {
     pub what: What,
     /// Why not.
     pub reason: Reason,
+    /// It was said before, with another number.
+    pub again: bool,
     /// Of the order, as all these.
     pub side: Side,
     /// Limit or market.
@@ -119,7 +121,7 @@ impl Report {
                 Force::ImmediateOrCancel => 1,
                 Force::FillOrKill => 2,
             },
-            0,
+            u8::from(self.again),
         ]);
         out.extend_from_slice(&self.symbol.to_le_bytes());
         out.extend_from_slice(&self.name.0);
@@ -157,6 +159,7 @@ impl Report {
         Some(Self {
             what: *WHATS.get(usize::from(bytes[0]))?,
             reason: *REASONS.get(usize::from(bytes[1]))?,
+            again: bytes[5] != 0,
             side: [Side::Buy, Side::Sell]
                 .get(usize::from(bytes[2]))
                 .copied()?,
@@ -216,6 +219,7 @@ mod tests {
         let report = Report {
             what: What::Trade,
             reason: Reason::Engine,
+            again: true,
             side: Side::Sell,
             order_type: Type::Market,
             force: Force::FillOrKill,

@@ -79,6 +79,13 @@ pub enum SessionCommand<'a> {
         /// Numbers for the exchange.
         count: u64,
     },
+    /// The exchange says reports again, as new messages: those with numbers from `from` to `end - 1`.
+    Repeat {
+        /// The first.
+        from: u64,
+        /// After the last.
+        end: u64,
+    },
     /// The client goes on with this number.
     Next {
         /// Which comes next.
@@ -134,31 +141,36 @@ impl SessionCommand<'_> {
     /// The bytes for the log. `number` is that of the client's message, 0 if it is none's.
     #[must_use]
     pub fn encode(&self, session: u64, number: u64) -> Vec<u8> {
-        let (op, argument, comp) = match self {
-            Self::Open { comp, reset } => (1, u64::from(*reset), *comp),
-            Self::Take { count } => (2, *count, ""),
-            Self::Next { next } => (3, *next, ""),
+        let (op, argument, rest) = match self {
+            Self::Open { comp, reset } => (1, u64::from(*reset), comp.as_bytes()),
+            Self::Take { count } => (2, *count, &[][..]),
+            Self::Next { next } => (3, *next, &[][..]),
+            Self::Repeat { from, end } => (4, *from, &end.to_le_bytes()[..]),
         };
         let mut out = vec![SESSION_COMMAND, op, 0, 0, 0, 0, 0, 0];
         for word in [session, number, argument] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.extend_from_slice(comp.as_bytes());
+        out.extend_from_slice(rest);
         out
     }
 }
 
 fn decode(bytes: &[u8]) -> Option<(u64, u64, SessionCommand<'_>)> {
-    let (head, comp) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+    let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
     let (session, number, argument) = (word(8), word(16), word(24));
     let command = match head[1] {
-        1 if (1..=COMP_BYTES_MAX).contains(&comp.len()) => SessionCommand::Open {
-            comp: std::str::from_utf8(comp).ok()?,
+        1 if (1..=COMP_BYTES_MAX).contains(&rest.len()) => SessionCommand::Open {
+            comp: std::str::from_utf8(rest).ok()?,
             reset: argument != 0,
         },
         2 if argument <= TAKE_MAX => SessionCommand::Take { count: argument },
         3 => SessionCommand::Next { next: argument },
+        4 => SessionCommand::Repeat {
+            from: argument,
+            end: u64::from_le_bytes(rest.try_into().ok()?),
+        },
         _ => return None,
     };
     Some((session, number, command))
@@ -221,6 +233,19 @@ impl Session {
         }
         self.reports.push_back((self.out_next, report));
         self.out_next += 1;
+    }
+
+    /// Says reports again under new numbers, and gives the first.
+    fn repeat(&mut self, from: u64, end: u64) -> u64 {
+        let first = self.out_next;
+        let again: Vec<Report> = self.reports(from, end).map(|(_, report)| *report).collect();
+        for report in again {
+            self.say(Report {
+                again: true,
+                ..report
+            });
+        }
+        first
     }
 
     /// Whether the client's message is the next one; then it is had.
@@ -327,6 +352,10 @@ impl Sessions {
         let (verdict, out) = match command {
             SessionCommand::Take { count } => match session.admit(message) {
                 Verdict::Done => (Verdict::Done, session.take(count)),
+                refused => (refused, 0),
+            },
+            SessionCommand::Repeat { from, end } => match session.admit(message) {
+                Verdict::Done => (Verdict::Done, session.repeat(from, end)),
                 refused => (refused, 0),
             },
             SessionCommand::Next { next } if next >= session.in_next => {

@@ -8,10 +8,19 @@ use crate::order::{Force, Name, Side, Type};
 /// The type of a report's message, and the message.
 #[must_use]
 pub fn body(report: &Report, symbol: &str) -> (&'static str, Body) {
-    match report.what {
+    let (kind, body) = match report.what {
         What::CancelRejected | What::ReplaceRejected => ("9", cancel_reject(report)),
         _ => ("8", execution(report, symbol)),
-    }
+    };
+    // PossResend: known from another number, if that was heard.
+    (
+        kind,
+        if report.again {
+            body.with(97, "Y")
+        } else {
+            body
+        },
+    )
 }
 
 fn execution(report: &Report, symbol: &str) -> Body {

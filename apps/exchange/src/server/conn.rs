@@ -67,6 +67,9 @@ pub(super) struct Fix {
     pub(super) out_next: u64,
     /// What was said and is no report, by number, until it is sent.
     pub(super) said: BTreeMap<u64, (&'static str, Body)>,
+    /// So many numbers from the client were missing at the logon. Each may be a logon that a follower answered with a
+    /// logout, which the client may have counted in the place of a report that it never got.
+    pub(super) missed: u64,
     /// Numbers that are being taken.
     pub(super) taking: usize,
     /// The client was asked to send from here on.

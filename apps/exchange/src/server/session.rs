@@ -107,6 +107,7 @@ impl Fix {
             in_next,
             out_next: out,
             said: [(out, ("A", answer))].into(),
+            missed: logon.number.saturating_sub(in_next),
             taking: 0,
             asked: None,
             resend: None,
@@ -126,6 +127,17 @@ impl Fix {
     fn note(&self, number: u64, after: After) -> Step {
         let command = SessionCommand::Take { count: 0 }.encode(self.session, number);
         Step::Submit(command, after)
+    }
+
+    /// Has the client's request for what was said from `from` on. What its count may have passed over before that is
+    /// said again, once.
+    fn repeat(&mut self, number: u64, from: u64, after: After) -> Step {
+        let missed = std::mem::take(&mut self.missed);
+        let command = SessionCommand::Repeat {
+            from: from.saturating_sub(missed),
+            end: from,
+        };
+        Step::Submit(command.encode(self.session, number), after)
     }
 
     /// A sign of life.
@@ -169,6 +181,9 @@ impl Fix {
             // had when its turn comes.
             if let (b"2", Some(from), Some(to)) = (kind, message.number(7), message.number(16)) {
                 self.resend = Some((from.max(1), to));
+                if self.missed > 0 {
+                    return self.repeat(0, from, After::Nothing);
+                }
             }
             // Asked once for each place where something is missing.
             return match self.asked == Some(self.in_next) {
@@ -215,7 +230,9 @@ impl Fix {
                 None => self.reject(number, kind, Some(112), 1, "required tag missing"),
             },
             b"2" => match (message.number(7), message.number(16)) {
-                (Some(from), Some(to)) if from > 0 => self.note(number, After::Resend(from, to)),
+                (Some(from), Some(to)) if from > 0 => {
+                    self.repeat(number, from, After::Resend(from, to))
+                }
                 _ => self.reject(number, kind, Some(7), 5, "a range of numbers is needed"),
             },
             b"3" => {

@@ -34,7 +34,8 @@ impl Heard {
                 .map(|value| String::from_utf8_lossy(value).into_owned())
         };
         let tags = [
-            7, 11, 14, 16, 17, 36, 37, 39, 41, 45, 58, 102, 103, 112, 123, 150, 151, 371, 373, 434,
+            97, 7, 11, 14, 16, 17, 36, 37, 39, 41, 45, 58, 102, 103, 112, 123, 150, 151, 371, 373,
+            434,
         ];
         Self {
             kind: String::from_utf8_lossy(message.kind()).into_owned(),
@@ -269,7 +270,13 @@ impl Client {
                 _ => self.in_next + 1,
             };
             self.early.retain(|number, _| *number >= self.in_next);
-            if ["8", "9", "3", "j"].contains(&heard.kind.as_str()) {
+            // Said again under another number: known by what it says.
+            let known = heard.get(97) == "Y"
+                && self
+                    .heard
+                    .iter()
+                    .any(|had| had.get(17) == heard.get(17) && had.get(11) == heard.get(11));
+            if !known && ["8", "9", "3", "j"].contains(&heard.kind.as_str()) {
                 self.heard.push(heard);
             }
         }

@@ -142,6 +142,7 @@ fn a_leader_killed_under_load_loses_nothing_and_doubles_nothing() {
 #[test]
 fn a_follower_names_the_leader_and_clients_learn_what_is_wrong() {
     let nodes = Nodes::form(&[]);
+    nodes.at_rest();
     let leader = nodes.leader();
     let mut client = Client::new("A");
     let follower = (0..3).find(|id| *id != leader).expect("three");
@@ -222,7 +223,7 @@ fn a_follower_names_the_leader_and_clients_learn_what_is_wrong() {
 
 #[test]
 fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
-    const FLOOD: usize = 20_000;
+    const FLOOD: usize = 10_000;
     let nodes = Nodes::form(&[]);
     let addresses = nodes.clients();
     let leader = nodes.leader();
@@ -266,8 +267,9 @@ fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
         good.application("D", limit(&name, 1, "6.00", 1));
         assert!(
             good.wait(|client| reports(client, &name) == ["0"]),
-            "{n}: {:?}",
-            good.heard
+            "{n}: {:?}\n{}",
+            good.heard,
+            nodes.logs()
         );
         std::thread::sleep(Duration::from_millis(2));
     }

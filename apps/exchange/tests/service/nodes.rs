@@ -14,6 +14,8 @@ use serde_json::Value;
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
+/// A busy machine is not to change the leader; a process that dies is found without heartbeats.
+const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\n";
 
 pub(crate) struct Nodes {
     dir: tempfile::TempDir,
@@ -26,7 +28,7 @@ impl Nodes {
     /// Three that form a group; `extra` are further options of each.
     pub(crate) fn form(extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let path = write_local(dir.path(), 3, "", None).expect("an empty folder");
+        let path = write_local(dir.path(), 3, SETTINGS, None).expect("an empty folder");
         let config = Config::from_file(&path).expect("sound");
         let mut nodes = Self {
             dir,
