@@ -64,7 +64,7 @@ impl Publisher {
     }
 
     /// Writes a file, from the beginning.
-    pub(super) fn to_file<E: Engine>(
+    pub(super) fn open_file<E: Engine>(
         &mut self,
         path: &Path,
         exchange: &Exchange<E>,
@@ -77,7 +77,7 @@ impl Publisher {
     }
 
     /// Sends packets, and answers requests at `own`.
-    pub(super) fn to_udp(&mut self, to: SocketAddr, own: SocketAddr) -> io::Result<()> {
+    pub(super) fn open_udp(&mut self, to: SocketAddr, own: SocketAddr) -> io::Result<()> {
         let any = SocketAddr::new(own.ip(), 0);
         self.udp = Some((UdpSocket::bind(any)?, to));
         let requests = UdpSocket::bind(own)?;
@@ -119,7 +119,7 @@ impl Publisher {
         self.kept.clear();
         self.next = exchange.opening().1;
         if let Some((path, _)) = self.file.take() {
-            let written = self.to_file(&path, exchange);
+            let written = self.open_file(&path, exchange);
             self.heed(written);
         }
     }

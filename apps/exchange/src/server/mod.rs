@@ -116,10 +116,10 @@ impl<C: Context, E: Engine> Server<C, E> {
         }
         let mut publisher = Publisher::new(&options.stream, direct.app());
         if let Some(path) = &options.itch {
-            publisher.to_file(path, direct.app())?;
+            publisher.open_file(path, direct.app())?;
         }
         if let Some(to) = options.feed {
-            publisher.to_udp(to, listener.local_addr()?)?;
+            publisher.open_udp(to, listener.local_addr()?)?;
         }
         Ok(Self {
             direct,
