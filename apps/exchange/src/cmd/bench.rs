@@ -7,7 +7,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -109,10 +109,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         bail!("the configuration is for shared memory");
     };
     let direct = Direct::member(&ctx, &config, 0, true, exchange)?;
-    let followers: Vec<Follower> = (1..REPLICAS)
+    let mut followers: Vec<Follower> = (1..REPLICAS)
         .map(|id| Follower::start(&path, &config, id))
         .collect::<Result<_>>()?;
-    let report = measure(direct, &followers, args, seed)?;
+    let report = measure(direct, &mut followers, args, seed)?;
     if args.json {
         print_json(&report)?;
     } else {
@@ -123,11 +123,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
 fn measure<C: Context>(
     mut direct: Direct<C, Exchange<OrderBookRs>>,
-    followers: &[Follower],
+    followers: &mut [Follower],
     args: &Args,
     seed: u32,
 ) -> Result<Report> {
-    lead(&mut direct)?;
+    lead(&mut direct, followers)?;
     let mut flow = Flow::new(seed.into(), SYMBOLS.len() as u16, Mix::ALL);
     let mut plain = Exchange::<OrderBookRs>::new(SYMBOLS)?;
     let (engine, mu) = latency(&mut direct, &mut plain, &mut flow, args.orders)?;
@@ -160,23 +160,32 @@ fn measure<C: Context>(
     })
 }
 
-/// Polls until this process leads and both others follow.
-fn lead<C: Context>(direct: &mut Direct<C, Exchange<OrderBookRs>>) -> Result<()> {
+/// Polls until this process leads and both others follow. One of them that was elected first is started anew.
+fn lead<C: Context>(
+    direct: &mut Direct<C, Exchange<OrderBookRs>>,
+    followers: &mut [Follower],
+) -> Result<()> {
     let begin = Instant::now();
     loop {
         let pace = direct.poll(|_| {});
-        let followers = direct
-            .status()
+        let status = direct.status();
+        let matched = status
             .peers
             .iter()
             .filter(|peer| peer.matched.is_some())
             .count();
-        if direct.leads() && followers == usize::from(REPLICAS) - 1 {
+        if direct.leads() && matched == followers.len() {
             return Ok(());
+        }
+        if let Some(other) = followers
+            .iter_mut()
+            .find(|other| status.leader == Some(other.id))
+        {
+            other.start_anew()?;
         }
         ensure!(
             begin.elapsed() < PATIENCE,
-            "the three processes do not become a group"
+            "the three processes do not become a group that this one leads: {status:?}"
         );
         direct.rest(pace, None);
     }
@@ -297,30 +306,28 @@ fn rate<C: Context>(
 
 /// A process that follows. It dies with this one.
 struct Follower {
+    id: u8,
+    path: PathBuf,
     child: Child,
     address: SocketAddr,
 }
 
 impl Follower {
     fn start(path: &Path, config: &Config, id: u8) -> Result<Self> {
-        let address = config.member(id)?.client.context("a client address")?;
-        let child = Command::new("/proc/self/exe")
-            .args([
-                "serve",
-                "--form",
-                "--json",
-                "--id",
-                &id.to_string(),
-                "--config",
-            ])
-            .arg(path)
-            .args(["--parent", &std::process::id().to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .env("MU_LOG", "warn")
-            .spawn()
-            .with_context(|| format!("starting replica {id}"))?;
-        Ok(Self { child, address })
+        Ok(Self {
+            id,
+            path: path.into(),
+            child: spawn(path, id, true)?,
+            address: config.member(id)?.client.context("a client address")?,
+        })
+    }
+
+    /// Ends the process and starts one that comes back.
+    fn start_anew(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(&self.path, self.id, false)?;
+        Ok(())
     }
 
     fn ask(&self, what: &str) -> Result<String> {
@@ -342,6 +349,19 @@ impl Follower {
             .parse()
             .context("a follower's index")
     }
+}
+
+fn spawn(path: &Path, id: u8, form: bool) -> Result<Child> {
+    let spawned = Command::new("/proc/self/exe")
+        .args(["serve", "--json", "--id", &id.to_string(), "--config"])
+        .arg(path)
+        .args(["--parent", &std::process::id().to_string()])
+        .args(form.then_some("--form"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .env("MU_LOG", "warn")
+        .spawn();
+    spawned.with_context(|| format!("starting replica {id}"))
 }
 
 impl Drop for Follower {
