@@ -1,6 +1,7 @@
 //! The `mu` command: reads the command line, runs one command, and turns its outcome into an exit status.
 
 mod bench;
+mod cluster;
 mod cmd;
 mod demo;
 mod local;

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 
-use super::{Status, die_with};
+use mu::host::die_with;
+
+use super::Status;
 use crate::bench::backend::open_shm;
 use crate::bench::map_raw::Words;
 use crate::bench::peer::{Link, Lost, WORDS, serve};

@@ -4,12 +4,14 @@
 //! is done, 1 means that what was checked does not hold or that the work failed half-way, 2 is wrong usage or
 //! configuration. A report is printed once all work is done, so a failure leaves standard output empty.
 
+mod bench_exchange;
 mod bench_failover;
 mod bench_group;
 mod bench_peer;
 mod bench_rejoin;
 mod bench_replica;
 mod bench_write;
+mod cluster;
 mod demo;
 mod devices;
 mod doctor;
@@ -21,13 +23,11 @@ pub(crate) use serve::Around;
 
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
 use serde::Serialize;
 
 /// What holds for all commands.
@@ -52,6 +52,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Three replicas of this host lose their leader, go on and get it back: shown, and checked
     Demo(demo::Args),
+    /// Three nodes of an application on this host, supervised: what ends is started again
+    Cluster(cluster::Args),
     /// Lists RDMA devices and software backends with their capabilities
     Devices(devices::Args),
     /// Checks host and RDMA devices; each line is pass, warn or fail with the fix
@@ -83,6 +85,8 @@ enum Bench {
     Replicate(bench_group::Replicate),
     /// Commands a second, over how many share an entry and how many entries are in flight
     Throughput(bench_group::Throughput),
+    /// One order at the engine alone and on mu, and orders a second through three processes
+    Exchange(bench_exchange::Args),
     /// Repeated loss of the leader: how long until the next one decides, and whether anything was lost
     Failover(bench_failover::Args),
     /// A follower that comes back with a large state: how long it takes, and what a client notices of it
@@ -102,6 +106,7 @@ impl Cli {
     /// Runs the command and reports a failure on standard error.
     pub(crate) fn run(self) -> ExitCode {
         let done = match self.command {
+            Command::Cluster(args) => cluster::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
@@ -111,6 +116,7 @@ impl Cli {
                 Bench::Write(args) => bench_write::run(&args),
                 Bench::Replicate(args) => bench_group::replicate(&args),
                 Bench::Throughput(args) => bench_group::throughput(&args),
+                Bench::Exchange(args) => bench_exchange::run(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
                 Bench::Rejoin(args) => bench_rejoin::run(&args),
             },
@@ -171,15 +177,17 @@ where
     }
 }
 
-/// Makes this process die with the one that started it.
-fn die_with(parent: i32) -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL).context("prctl PR_SET_PDEATHSIG")?;
-    // It may have died before the line above.
-    ensure!(
-        getppid() == Pid::from_raw(parent),
-        "the process that started this one is gone"
-    );
-    Ok(())
+/// A program that lies beside this one.
+fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("the path of this program")?;
+    let path = own.with_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(misuse(format!(
+            "{} is not there: cargo build --release makes it, beside mu",
+            path.display()
+        ))),
+    }
 }
 
 /// Prints to standard output. A reader that went away is no error.

@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod keys;
 mod layout;
+mod local;
 mod psk;
 mod table;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::path::Path;
 
 pub use error::{ConfigError, KeyError, Place};
 pub use layout::{Layout, PROTOCOL_VERSION};
+pub use local::write_local;
 pub use psk::Psk;
 
 /// Most members of a cluster.
@@ -66,7 +68,19 @@ impl Config {
     /// # Errors
     /// The text is no TOML or holds something wrong.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, ConfigError> {
-        file::parse(text, name, Path::new(""))
+        Self::from_toml_in(text, name, "")
+    }
+
+    /// The same, with the folder in which a relative `psk_file` is looked for.
+    ///
+    /// # Errors
+    /// The text is no TOML or holds something wrong.
+    pub fn from_toml_in(
+        text: &str,
+        name: &str,
+        folder: impl AsRef<Path>,
+    ) -> Result<Self, ConfigError> {
+        file::parse(text, name, folder.as_ref())
     }
 
     /// The cluster's name.

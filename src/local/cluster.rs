@@ -5,16 +5,14 @@
 //! dropped, in whatever way that comes about.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mu::config::Config;
+use mu::config::{Config, write_local};
 use mu::control::query_status;
 use mu::host::{RoleEvent, Status};
 use nix::sys::signal::{Signal, kill};
@@ -26,9 +24,6 @@ use crate::cmd::told;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two questions.
 const LOOK: Duration = Duration::from_millis(5);
-/// Below the ports that the kernel gives to connections, which could otherwise take a dead replica's.
-const FIRST_PORT: u16 = 20_000;
-const LAST_PORT: u16 = 30_000;
 /// Of what a child said, how much is told when it failed.
 const LAST_WORDS: usize = 2000;
 
@@ -67,30 +62,7 @@ impl Cluster {
     pub(crate) fn new(kind: Kind) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("mu-").tempdir();
         let dir = dir.context("a temporary folder")?;
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).context("the system's random source")?;
-        let private = |name: &str| {
-            let mut options = File::options();
-            options.write(true).create_new(true).mode(0o600);
-            let path = dir.path().join(name);
-            options
-                .open(&path)
-                .with_context(|| format!("making {}", path.display()))
-        };
-        let hex = data_encoding::HEXLOWER.encode(&key);
-        write!(private("cluster.key")?, "hex:{hex}")?;
-        let mut text = String::from("cluster = \"local\"\npsk_file = \"cluster.key\"\n");
-        text += &kind.settings;
-        text += "replicas = [\n";
-        let mut ports = free_ports(usize::from(kind.replicas) * 2)?.into_iter();
-        for id in 0..kind.replicas {
-            let (control, client) = (ports.next(), ports.next());
-            let (control, client) = control.zip(client).context("two ports each")?;
-            text +=
-                &format!("    {{ id = {id}, control = \"{control}\", client = \"{client}\" }},\n");
-        }
-        text += "]\n";
-        write!(private("cluster.toml")?, "{text}")?;
+        write_local(dir.path(), kind.replicas, &kind.settings, None)?;
         let config = Config::from_file(dir.path().join("cluster.toml"))?;
         Ok(Self {
             children: (0..kind.replicas).map(|_| None).collect(),
@@ -301,22 +273,4 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
     }
-}
-
-/// Addresses at which nobody listens, on a loopback address of this process.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
-    // A process number has 22 bits.
-    let [_, high, middle, low] = std::process::id().to_be_bytes();
-    let host = Ipv4Addr::new(127, 1 + (high & 0x3f), middle, low);
-    let mut found = Vec::new();
-    for port in FIRST_PORT..LAST_PORT {
-        let address = SocketAddr::from((host, port));
-        if TcpListener::bind(address).is_ok() {
-            found.push(address);
-        }
-        if found.len() == count {
-            return Ok(found);
-        }
-    }
-    bail!("fewer than {count} free ports at {host}")
 }
