@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use mu::config::{Backend, Config, Member};
-use mu::control::QueryError;
-use mu::host::{Device, Direct, pin, sleep_precisely};
+use mu::config::{Backend, Config};
+use mu::host::{Device, Direct, has_history, pin, sleep_precisely};
 use mu::kv::{Ended, Server, Store};
 use mu::protocol::layout::Role;
 use mu_verbs::Context;
@@ -22,10 +21,6 @@ use super::{Configured, Status, die_with, misuse, print, print_json};
 const LOG: &str = "MU_LOG";
 /// Between two words about a replica that cannot recover.
 const COMPLAIN: Duration = Duration::from_secs(3);
-/// A peer that is there is asked for its history for so long ...
-const ASK: Duration = Duration::from_secs(10);
-/// ... with such pauses.
-const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// Turns of the server between two looks at the clock.
 const TURNS: u32 = 256;
 
@@ -116,7 +111,7 @@ pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
     let signals = signals().context("taking signals as a descriptor")?;
     let listener = TcpListener::bind(client)
         .with_context(|| format!("replica {} cannot listen for clients on {client}", args.id))?;
-    let form = args.form && !has_history(&config, args.id)?;
+    let form = args.form && !has_history(&config, args.id).context("--form")?;
     let device = Device::open(&config, args.id)?;
     let start = Start {
         config: &config,
@@ -141,66 +136,6 @@ fn signals() -> nix::Result<SignalFd> {
     set.add(Signal::SIGTERM);
     set.thread_block()?;
     SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-}
-
-/// Whether there is a group already, so that nothing is to be founded: a peer has decided something. Asked before the
-/// own control address is taken.
-///
-/// # Errors
-/// A peer's process is there and does not say. To found a group beside one that exists would make this replica vote
-/// without the memory that the others believe it has.
-fn has_history(config: &Config, id: u8) -> Result<bool> {
-    let others = config.members().iter().filter(|member| member.id != id);
-    let asked: Vec<Result<Option<u64>>> = std::thread::scope(|scope| {
-        let asks: Vec<_> = others
-            .map(|member| scope.spawn(move || history_of(config, member)))
-            .collect();
-        let joined = asks.into_iter().map(|asked| asked.join());
-        joined
-            .map(|asked| asked.unwrap_or_else(|_| Err(anyhow!("the question panicked"))))
-            .collect()
-    });
-    let mut commit = 0;
-    let mut silent = None;
-    for answer in asked {
-        match answer {
-            Ok(known) => commit = commit.max(known.unwrap_or(0)),
-            Err(error) => silent = Some(error),
-        }
-    }
-    if commit > 0 {
-        tracing::warn!(
-            commit,
-            "--form ignored: the group has a history already; this replica recovers from it"
-        );
-        return Ok(true);
-    }
-    match silent {
-        Some(error) => Err(error),
-        None => Ok(false),
-    }
-}
-
-/// The last entry that a peer knows; `None` if no process is there.
-fn history_of(config: &Config, member: &Member) -> Result<Option<u64>> {
-    let begin = Instant::now();
-    loop {
-        let error = match super::status::ask(config, member) {
-            Ok(status) => return Ok(Some(status.commit.max(status.applied))),
-            Err(error) => error,
-        };
-        if let Some(QueryError::Unreachable { .. }) = error.downcast_ref() {
-            return Ok(None);
-        }
-        if begin.elapsed() > ASK {
-            return Err(error.context(format!(
-                "--form: replica {} is there and does not say whether the group has a history; stop it, or start this \
-                 one without --form",
-                member.id
-            )));
-        }
-        std::thread::sleep(ASK_PAUSE);
-    }
 }
 
 struct Start<'a> {

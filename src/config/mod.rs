@@ -66,7 +66,19 @@ impl Config {
     /// # Errors
     /// The text is no TOML or holds something wrong.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, ConfigError> {
-        file::parse(text, name, Path::new(""))
+        Self::from_toml_in(text, name, "")
+    }
+
+    /// The same, with the folder in which a relative `psk_file` is looked for.
+    ///
+    /// # Errors
+    /// The text is no TOML or holds something wrong.
+    pub fn from_toml_in(
+        text: &str,
+        name: &str,
+        folder: impl AsRef<Path>,
+    ) -> Result<Self, ConfigError> {
+        file::parse(text, name, folder.as_ref())
     }
 
     /// The cluster's name.

@@ -1,8 +1,9 @@
 //! One call from a thread to the replication thread, and its answer.
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
+use std::time::Instant;
 
 use super::common::lock;
 use super::error::ProposeError;
@@ -14,7 +15,7 @@ type Outcome<T> = Result<T, ProposeError>;
 struct Call<T> {
     ready: AtomicBool,
     outcome: Mutex<Option<Outcome<T>>>,
-    waiter: OnceLock<Thread>,
+    waiter: Mutex<Option<Thread>>,
 }
 
 /// Looks this often for an answer before it sleeps.
@@ -33,7 +34,7 @@ pub(crate) fn call<T>(if_dropped: ProposeError) -> (Pending<T>, Answer<T>) {
     let call = Arc::new(Call {
         ready: AtomicBool::new(false),
         outcome: Mutex::new(None),
-        waiter: OnceLock::new(),
+        waiter: Mutex::new(None),
     });
     let pending = Pending(Arc::clone(&call));
     let if_dropped = Some(if_dropped);
@@ -55,20 +56,48 @@ impl<T> Pending<T> {
     /// # Panics
     /// If [`poll`](Self::poll) has given it already.
     pub fn wait(mut self) -> Result<T, ProposeError> {
+        if !self.spin() {
+            self.park(None);
+        }
+        self.poll().expect("an outcome is taken once")
+    }
+
+    /// Waits for the outcome until a moment; gives the call back if there is none by then.
+    ///
+    /// # Errors
+    /// The call itself, to be polled or waited for later.
+    ///
+    /// # Panics
+    /// If [`poll`](Self::poll) has given it already.
+    pub fn wait_until(mut self, deadline: Instant) -> Result<Result<T, ProposeError>, Self> {
+        if !self.spin() && !self.park(Some(deadline)) {
+            return Err(self);
+        }
+        Ok(self.poll().expect("an outcome is taken once"))
+    }
+
+    fn spin(&self) -> bool {
         for _ in 0..SPINS {
             if self.0.ready.load(Ordering::Acquire) {
-                break;
+                return true;
             }
             std::hint::spin_loop();
         }
-        if !self.0.ready.load(Ordering::Acquire) {
-            let _ = self.0.waiter.set(thread::current());
-            fence(Ordering::SeqCst);
-            while !self.0.ready.load(Ordering::Acquire) {
-                thread::park();
+        self.0.ready.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until the outcome is there; false if the moment comes first.
+    fn park(&self, deadline: Option<Instant>) -> bool {
+        *lock(&self.0.waiter) = Some(thread::current());
+        fence(Ordering::SeqCst);
+        while !self.0.ready.load(Ordering::Acquire) {
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(left) if left.is_zero() => return false,
+                Some(left) => thread::park_timeout(left),
             }
         }
-        self.poll().expect("an outcome is taken once")
+        true
     }
 }
 
@@ -82,7 +111,7 @@ impl<T> Answer<T> {
         *lock(&self.call.outcome) = Some(outcome);
         self.call.ready.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
-        if let Some(waiter) = self.call.waiter.get() {
+        if let Some(waiter) = lock(&self.call.waiter).as_ref() {
             waiter.unpark();
         }
     }
@@ -98,6 +127,8 @@ impl<T> Drop for Answer<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -113,6 +144,21 @@ mod tests {
             assert_eq!(pending.wait(), Ok(round));
             answerer.join().expect("it ends");
         }
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_moment_and_another_thread_waits_on() {
+        let (pending, answer) = call(ProposeError::Unknown);
+        let begin = Instant::now();
+        let patience = Duration::from_millis(3);
+        let pending = pending
+            .wait_until(begin + patience)
+            .err()
+            .expect("no outcome yet");
+        assert!(begin.elapsed() >= patience);
+        let waiter = thread::spawn(move || pending.wait());
+        answer.give(Ok(7));
+        assert_eq!(waiter.join().expect("it ends"), Ok(7));
     }
 
     #[test]

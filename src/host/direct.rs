@@ -28,6 +28,7 @@ use super::pace::{Pacer, Rest};
 use super::stages::{SAMPLE, Stage};
 use super::status::Status;
 use super::timed::Timed;
+use super::watch::{Part, Watch, Watched};
 
 /// Between two publications of the picture for other threads.
 const PUBLISH_NS: u64 = 1_000_000;
@@ -47,6 +48,7 @@ pub struct Direct<C: Context, S: StateMachine> {
     reading: u64,
     sample: Sample,
     reply: Vec<u8>,
+    watched: Option<Watched>,
 }
 
 /// The command that is being timed.
@@ -126,6 +128,7 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
             reading: 0,
             sample: Sample::default(),
             reply: Vec::with_capacity(REPLY_BYTES),
+            watched: None,
         };
         direct.publish(now_ns);
         Ok(direct)
@@ -279,6 +282,7 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
             answered,
             reading,
             common,
+            watched,
             ..
         } = self;
         let mut each = |event: Event<'_>| {
@@ -292,6 +296,9 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
                     changed = true;
                     common.note(role_name(standing.role), epoch);
                     tell(common.id, standing, epoch);
+                    if let Some(watched) = watched {
+                        watched.role(common.id, standing, epoch);
+                    }
                 }
             }
             each(event);
@@ -340,6 +347,14 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
         self.carry_out(rest, others, || false);
     }
 
+    /// [`rest`](Self::rest) for at most `ns`.
+    pub fn rest_at_most(&mut self, pace: Pace, others: Option<BorrowedFd<'_>>, ns: u64) {
+        let now_ns = self.common.clock.now_ns();
+        let due_ns = now_ns + ns.min(self.stuck_ns / 4);
+        let rest = self.pacer.rest(now_ns, pace.worked, pace.waiting, due_ns);
+        self.carry_out(rest, others, || false);
+    }
+
     /// [`rest`](Self::rest) with the caller's own sign of work.
     pub(crate) fn rest_unless(
         &mut self,
@@ -376,7 +391,11 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
     #[inline(never)]
     fn publish(&mut self, now_ns: u64) {
         self.publish_ns = now_ns + PUBLISH_NS;
-        self.common.publish(self.view());
+        let view = self.view();
+        self.common.publish(view);
+        if let Some(watched) = &mut self.watched {
+            watched.look(view.leader, view.stopped);
+        }
     }
 
     fn view(&self) -> View {
@@ -442,6 +461,26 @@ impl<C: Context, S: StateMachine> Direct<C, S> {
     /// The replication engine itself, for measurements and checks.
     pub fn engine(&self) -> &Replication<C, impl StateMachine + use<C, S>, Sound> {
         &self.engine
+    }
+
+    /// Has somebody told of every change from now on.
+    pub fn watch(&mut self, watch: Watch) {
+        let View {
+            standing,
+            epoch,
+            leader,
+            stopped,
+            ..
+        } = self.view();
+        self.watched = Some(Watched::new(
+            watch,
+            Part {
+                standing,
+                epoch,
+                leader,
+                stopped,
+            },
+        ));
     }
 
     /// A way to wake, ask and stop it from other threads.

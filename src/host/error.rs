@@ -31,6 +31,17 @@ pub enum StartError {
     /// The control connections.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// It was to found the group, and a peer that is there does not say whether there is one.
+    #[error(
+        "replica {id} is there and does not say whether the group has a history ({reason}); stop it, or start this \
+         one without founding the group"
+    )]
+    Silent {
+        /// The peer.
+        id: u8,
+        /// What it said instead.
+        reason: String,
+    },
     /// A thread could not be started or placed.
     #[error("{what}: {source}")]
     System {

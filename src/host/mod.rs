@@ -19,6 +19,7 @@ mod control;
 mod direct;
 mod error;
 mod events;
+mod found;
 mod group;
 #[cfg(test)]
 mod group_test;
@@ -32,6 +33,7 @@ mod start;
 mod status;
 mod timed;
 mod wake;
+mod watch;
 
 pub use call::Pending;
 pub use clock::{Clock, monotonic_ns};
@@ -39,6 +41,7 @@ pub use control::{ControlEvent, ControlPlane};
 pub use direct::{Direct, Handle, ReplyRef};
 pub use error::{Halted, ProposeError, StartError};
 pub use events::RoleEvent;
+pub use found::has_history;
 pub use group::{Group, Inproc};
 pub use hub::{Hub, Port};
 pub use mesh::MeshPlane;
@@ -49,3 +52,4 @@ pub use stages::{Percentiles, SAMPLE, Stage};
 pub use start::{Device, is_usable};
 pub use status::{PeerStatus, Status};
 pub use wake::{Waker, sleep_precisely};
+pub use watch::{Part, Watch};

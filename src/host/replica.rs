@@ -25,6 +25,7 @@ use super::options::{Options, pin};
 use super::stages::Stage;
 use super::status::Status;
 use super::wake::sleep_precisely;
+use super::watch::Watch;
 
 /// The reply to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,15 +86,19 @@ impl<S: StateMachine> Replica<S> {
         let (window, max_command_bytes) =
             (options.settings.window, options.settings.max_command_bytes);
         let direct = Direct::start(ctx, options, plane, app)?;
-        Self::around(direct, thread.cpu, window, max_command_bytes)
+        Self::around(direct, thread.cpu, window, max_command_bytes, None)
     }
 
     pub(crate) fn around<C: Context>(
-        direct: Direct<C, S>,
+        mut direct: Direct<C, S>,
         cpu: Option<u16>,
         window: usize,
         max_command_bytes: usize,
+        watch: Option<Watch>,
     ) -> Result<Self, StartError> {
+        if let Some(watch) = &watch {
+            direct.watch(watch.clone());
+        }
         let queue = Arc::new(ArrayQueue::new(window));
         let common = Arc::clone(direct.common());
         let body = {
@@ -110,6 +115,9 @@ impl<S: StateMachine> Replica<S> {
                 common.end(Halted::Asked);
                 let why = common.ending().unwrap_or(Halted::Asked);
                 drain(&queue, why);
+                if let Some(watch) = watch {
+                    watch.ended(why);
+                }
             }
         };
         let thread = spawn(format!("mu-repl-{}", common.id), body)?;
@@ -179,6 +187,17 @@ impl<S: StateMachine> Replica<S> {
         &self,
         read: impl FnOnce(&S) -> R + Send + 'static,
     ) -> Result<R, ProposeError> {
+        self.submit_read(read)?.wait()
+    }
+
+    /// [`read`](Self::read) without waiting; the outcome is polled or waited for.
+    ///
+    /// # Errors
+    /// [`ProposeError::Overloaded`] or [`ProposeError::Stopped`] at once; the rest comes with the outcome.
+    pub fn submit_read<R: Send + 'static>(
+        &self,
+        read: impl FnOnce(&S) -> R + Send + 'static,
+    ) -> Result<Pending<R>, ProposeError> {
         self.look(read, Request::Read)
     }
 
@@ -190,17 +209,17 @@ impl<S: StateMachine> Replica<S> {
         &self,
         read: impl FnOnce(&S) -> R + Send + 'static,
     ) -> Result<R, ProposeError> {
-        self.look(read, Request::LocalRead)
+        self.look(read, Request::LocalRead)?.wait()
     }
 
     fn look<R: Send + 'static>(
         &self,
         read: impl FnOnce(&S) -> R + Send + 'static,
         request: fn(Look<S>) -> Request<S>,
-    ) -> Result<R, ProposeError> {
+    ) -> Result<Pending<R>, ProposeError> {
         let (pending, answer) = call(ProposeError::Stopped(Halted::Panicked));
         self.ask(request(Box::new(move |app| answer.give(app.map(read)))))?;
-        pending.wait()
+        Ok(pending)
     }
 
     /// Hands the leadership to `to`, or to the most advanced follower, and waits until this replica does not lead any

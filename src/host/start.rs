@@ -10,6 +10,7 @@ use super::error::StartError;
 use super::mesh::MeshPlane;
 use super::options::Options;
 use super::replica::Replica;
+use super::watch::Watch;
 use crate::config::{Backend, Config, NicPort};
 use crate::control::{ControlError, new_incarnation};
 
@@ -98,9 +99,23 @@ impl<S: StateMachine> Replica<S> {
     /// # Errors
     /// The configuration, the device, the control address, or the operating system.
     pub fn start(config: &Config, id: u8, form: bool, app: S) -> Result<Self, StartError> {
+        Self::start_watched(config, id, form, app, None)
+    }
+
+    /// The same, with somebody who is told of every change.
+    ///
+    /// # Errors
+    /// The configuration, the device, the control address, or the operating system.
+    pub fn start_watched(
+        config: &Config,
+        id: u8,
+        form: bool,
+        app: S,
+        watch: Option<Watch>,
+    ) -> Result<Self, StartError> {
         match Device::open(config, id)? {
-            Device::Shm(ctx) => Self::member(&ctx, config, id, form, app),
-            Device::Nic(ctx) => Self::member(&ctx, config, id, form, app),
+            Device::Shm(ctx) => Self::member(&ctx, config, id, form, app, watch),
+            Device::Nic(ctx) => Self::member(&ctx, config, id, form, app, watch),
         }
     }
 
@@ -110,6 +125,7 @@ impl<S: StateMachine> Replica<S> {
         id: u8,
         form: bool,
         app: S,
+        watch: Option<Watch>,
     ) -> Result<Self, StartError> {
         let Options {
             replication,
@@ -122,6 +138,7 @@ impl<S: StateMachine> Replica<S> {
             replication.cpu,
             settings.window,
             settings.max_command_bytes,
+            watch,
         )
     }
 }
