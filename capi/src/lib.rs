@@ -10,8 +10,8 @@
 //!              scope.rs         a callback's reach: its sink or source, and that it may not call back in
 //! ```
 //!
-//! Nothing that a caller can pass is trusted further than C makes unavoidable: a pointer that is not NULL and the length
-//! that comes with it. Everything else that is wrong has a result code (`code.rs`). All unsafe code is in `raw/`.
+//! Nothing that a caller can pass is trusted further than C makes unavoidable: a pointer that is not NULL and the
+//! length that comes with it. Everything else that is wrong has a result code (`code.rs`). All unsafe code is in `raw/`.
 
 mod app;
 pub mod code;

@@ -1,6 +1,6 @@
-//! A callback's reach. While one runs, its thread has an active scope: what it may write to or read from, under a number
-//! that is good for this one call. A number that is kept longer or used by another thread is found out, and so is a call
-//! that would wait for the thread it is on.
+//! A callback's reach. While one runs, its thread has an active scope: what it may write to or read from, under a
+//! number that is good for this one call. A number that is kept longer or used by another thread is found out, and so
+//! is a call that would wait for the thread it is on.
 
 use std::cell::RefCell;
 use std::mem;

@@ -1,5 +1,5 @@
-//! Handles. A handle is a slot's number and the slot's generation, which goes up when the slot is given free, so one that
-//! was closed is told from one that took its place, and from one that never was.
+//! Handles. A handle is a slot's number and the slot's generation, which goes up when the slot is used again, so one
+//! that was closed is told from one that took its place, and from one that never was.
 
 use std::sync::{Arc, PoisonError, RwLock};
 

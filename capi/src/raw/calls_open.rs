@@ -28,7 +28,8 @@ pub extern "C" fn mu_strerror(code: MuResult) -> *const c_char {
     meaning(code).as_ptr()
 }
 
-/// The words of this thread's last call that did not end with MU_OK; empty if there was none. Good until the next one.
+/// The words of this thread's last call that did not end with MU_OK; empty if there was none. Good until the next
+/// such call.
 #[unsafe(no_mangle)]
 pub extern "C" fn mu_last_error() -> *const c_char {
     last()
@@ -91,8 +92,8 @@ pub unsafe extern "C" fn mu_open_file(
     outside(|| unsafe { open(config, options, callbacks, handle) })
 }
 
-/// Starts a replica of the configuration in a text. A relative `psk_file` in it is looked for in `folder`; NULL is the
-/// current one.
+/// Starts a replica of the configuration in a text. A relative `psk_file` in it is looked for in `folder`; NULL is
+/// the current one.
 ///
 /// # Safety
 /// As for `mu_open_file`.

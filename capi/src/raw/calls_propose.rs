@@ -36,8 +36,8 @@ pub unsafe extern "C" fn mu_propose(
     })
 }
 
-/// Submits a command without waiting. Its outcome is there once, from `mu_poll`. Tickets end in the order in which they
-/// were given.
+/// Submits a command without waiting. Its outcome is there once, from `mu_poll`. Tickets end in the order in which
+/// they were given.
 ///
 /// # Safety
 /// `data` is NULL or points to `len` bytes, `ticket` is NULL or points to memory for it.

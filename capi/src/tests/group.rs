@@ -60,10 +60,8 @@ unsafe extern "C" fn apply(user: *mut c_void, command: *const MuCommand, sink: M
     }
     let reply = sum.to_le_bytes();
     // SAFETY: the bytes are there.
-    assert_eq!(
-        unsafe { mu_write(sink, reply.as_ptr(), reply.len()) },
-        MU_OK
-    );
+    let written = unsafe { mu_write(sink, reply.as_ptr(), reply.len()) };
+    assert_eq!(written, MU_OK);
     code
 }
 

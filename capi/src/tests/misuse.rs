@@ -4,9 +4,10 @@ use std::ffi::CString;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::group::{
-    Counter, Group, PATIENCE_US, callbacks, config, last_error, open, options, propose,
+    Counter, Group, PATIENCE, PATIENCE_US, callbacks, config, last_error, open, options, propose,
 };
 use crate::code::*;
 use crate::raw::calls_data::{mu_left, mu_read, mu_write};
@@ -129,18 +130,12 @@ fn callbacks_that_call_back_are_refused_and_their_numbers_go_stale() {
     let sink = kept.load(Ordering::Relaxed);
     assert_ne!(sink, 0);
     // SAFETY: the byte is there.
-    assert_eq!(
-        unsafe { mu_write(sink, &1, 1) },
-        MU_MISUSE,
-        "after the callback"
-    );
+    let code = unsafe { mu_write(sink, &1, 1) };
+    assert_eq!(code, MU_MISUSE, "after the callback");
     assert!(last_error().contains("sink"), "{}", last_error());
     // SAFETY: no descriptor.
-    assert_eq!(
-        unsafe { mu_step(handle, 0, -1) },
-        MU_MISUSE,
-        "it has its own thread"
-    );
+    let code = unsafe { mu_step(handle, 0, -1) };
+    assert_eq!(code, MU_MISUSE, "it has its own thread");
 }
 
 #[test]
@@ -169,20 +164,19 @@ fn two_threads_in_one_stepped_replica_are_one_too_many() {
     let (code, handle) = open(&config, options(MU_MODE_STEP, 0, true), &counter);
     assert_eq!(code, MU_OK, "{}", last_error());
     let refused = std::thread::scope(|scope| {
+        let begin = Instant::now();
         let inside = scope.spawn(move || {
-            for _ in 0..2000 {
-                // SAFETY: no descriptor.
-                if unsafe { mu_step(handle, 100_000, -1) } == MU_CLOSED {
-                    return;
-                }
+            // SAFETY: no descriptor.
+            while unsafe { mu_step(handle, 100_000, -1) } != MU_CLOSED {
+                assert!(begin.elapsed() < 2 * PATIENCE, "it was not closed");
             }
-            panic!("it was not closed");
         });
         let mut refused = 0;
-        let begin = std::time::Instant::now();
-        while refused < 3 && begin.elapsed() < super::group::PATIENCE {
+        while refused < 3 && begin.elapsed() < PATIENCE {
             // SAFETY: no descriptor.
             refused += u32::from(unsafe { mu_step(handle, 0, -1) } == MU_MISUSE);
+            // The other thread has to get in.
+            std::thread::sleep(Duration::from_micros(100));
         }
         assert_eq!(mu_close(handle), MU_OK, "it waits for the other thread");
         inside.join().expect("it ends");
