@@ -266,7 +266,7 @@ mu_result mu_close(mu_handle handle);
 // for as long as it takes). `client` 0 has no session; else a retry with the same `client` and `sequence`, here or at
 // another replica, is applied once. `reply` may be NULL.
 //
-// Pointers: `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure, and that to its buffer.
+// Pointers: `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure and that to its buffer.
 mu_result mu_propose(mu_handle handle,
                      uint64_t client,
                      uint64_t sequence,

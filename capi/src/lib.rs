@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Nothing that a caller can pass is trusted further than C makes unavoidable: a pointer that is not NULL and the
-//! length that comes with it. Everything else that is wrong has a result code (`code.rs`). All unsafe code is in `raw/`.
+//! length that comes with it. Everything else that is wrong has a result code (`code.rs`). Unsafe code is in `raw/`.
 
 mod app;
 pub mod code;

@@ -15,7 +15,7 @@ use crate::table;
 /// another replica, is applied once. `reply` may be NULL.
 ///
 /// # Safety
-/// `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure, and that to its buffer.
+/// `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure and that to its buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mu_propose(
     handle: MuHandle,

@@ -163,7 +163,9 @@ fn a_stopped_leader_is_followed_by_another_and_comes_back() {
     group.until("it caught up", || group.sums() == [3; 3]);
     let applied = group.counters[old].applied.lock().expect("no panic");
     let replayed = applied.iter().filter(|a| a.3 & MU_APPLY_REPLAY != 0);
-    assert!(replayed.count() >= 2, "{applied:?}");
+    // By a snapshot or by the log, as the leader had it.
+    let loads = group.counters[old].loads.load(Ordering::Relaxed);
+    assert!(loads > 0 || replayed.count() >= 2, "{applied:?}");
 }
 
 #[test]
