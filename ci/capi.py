@@ -23,7 +23,7 @@ PATIENCE_S = 30
 OK, NOT_LEADER, UNKNOWN, BUSY, STOPPED, REPLY_GONE = "0", "1", "2", "4", "5", "11"
 
 
-def write_config(folder, replicas):
+def write_config(folder, replicas, log_bytes=65536):
     """A cluster.toml and its key, with ports that are free now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(replicas)]
     members = "".join(f'    {{ id = {n}, control = "127.0.0.1:{s.getsockname()[1]}" }},\n'
@@ -35,7 +35,7 @@ def write_config(folder, replicas):
     os.close(key)
     path = os.path.join(folder, "cluster.toml")
     with open(path, "w") as file:
-        file.write(f'cluster = "ci"\npsk_file = "cluster.key"\nlog_bytes = 65536\nreplicas = [\n{members}]\n')
+        file.write(f'cluster = "ci"\npsk_file = "cluster.key"\nlog_bytes = {log_bytes}\nreplicas = [\n{members}]\n')
     return path
 
 
@@ -192,4 +192,5 @@ def main():
     print(f"{load.acknowledged} acknowledged, {load.retries} retries, {options.rounds} kills, all at {state}")
 
 
-main()
+if __name__ == "__main__":
+    main()
