@@ -1,9 +1,9 @@
 """Three processes of the exchange on Liquibook take the orders of a file while their leader is killed, and must come to
 the trades and books that orderbook-rs made of them.
 
-    liquibook.py NODE ORDERS EXPECTED [--kills N] [--skip]
+    liquibook.py NODE ORDERS EXPECTED [--kills N] [--skip N]
 
-EXPECTED is what apps/exchange/examples/common.rs printed. --skip is the control: one order is left out.
+EXPECTED is what apps/exchange/examples/common.rs printed. --skip is the control: the first orders are left out.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(group, leader, first, last, kill_at):
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--kills", type=int, default=2)
-    options.add_argument("--skip", action="store_true")
+    options.add_argument("--skip", type=int, default=0)
     for name in ("node", "orders", "expected"):
         options.add_argument(name)
     options = options.parse_args()
@@ -54,7 +54,7 @@ def main():
         config = write_config(folder, 3, log_bytes=16 << 20)
         group = Group([options.node, options.orders], config)
         group.agree()
-        acked, begin, done = 1 if options.skip else 0, time.monotonic(), 0
+        acked, begin, done = options.skip, time.monotonic(), 0
         while acked < orders:
             kill_at = kills[0] if kills else None
             leader = group.leader()
