@@ -153,8 +153,7 @@ mod tests {
         let patience = Duration::from_millis(3);
         let pending = pending
             .wait_until(begin + patience)
-            .err()
-            .expect("no outcome yet");
+            .expect_err("no outcome yet");
         assert!(begin.elapsed() >= patience);
         let waiter = thread::spawn(move || pending.wait());
         answer.give(Ok(7));

@@ -97,3 +97,34 @@ impl Watched {
         (self.watch.0)(&part);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn every_change_is_told_once_and_an_old_leader_is_not_the_new_one() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let watch = {
+            let told = Arc::clone(&told);
+            Watch::new(move |part| told.lock().expect("no panic").push(*part))
+        };
+        let id = |n| ReplicaId::new(n).expect("an id");
+        let standing = |role| Standing { role, voter: true };
+        let mut watched = Watched::new(watch, Part::default());
+        watched.look(None, None);
+        watched.role(id(1), standing(Role::Leader), Epoch(7));
+        watched.look(Some(id(1)), None);
+        watched.role(id(1), standing(Role::Follower), Epoch::NONE);
+        watched.look(Some(id(0)), None);
+        watched.look(Some(id(0)), None);
+        watched.look(None, Some(Halted::Diverged));
+        let told: Vec<_> = told.lock().expect("no panic").clone();
+        let leaders: Vec<_> = told.iter().map(|part| part.leader).collect();
+        assert_eq!(leaders, [Some(id(1)), None, Some(id(0)), None], "{told:?}");
+        assert_eq!((told[0].epoch, told[1].epoch), (Epoch(7), Epoch::NONE));
+        assert_eq!(told[3].stopped, Some(Halted::Diverged));
+    }
+}
