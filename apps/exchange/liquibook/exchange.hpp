@@ -1,8 +1,8 @@
 // The replicated exchange around Liquibook's order books: limit orders, immediate or cancel, fill or kill, cancels.
 //
-// The rules beside the matching are those of apps/exchange: a name that is live is refused, as are prices and quantities
-// out of range; a cancel of what is not there does nothing. Market orders and replaces are refused, since the engines
-// do not have them alike.
+// The rules beside the matching are those of apps/exchange: a name that is live is refused, as are prices and
+// quantities out of range; a cancel of what is not there does nothing. Market orders and replaces are refused, since
+// the engines do not have them alike.
 #ifndef MU_EXCHANGE_EXCHANGE_HPP
 #define MU_EXCHANGE_EXCHANGE_HPP
 

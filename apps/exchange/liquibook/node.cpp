@@ -3,8 +3,8 @@
 //   node ORDERS CONFIG ID [form]
 //
 //   run FROM TO   proposes the records FROM to TO - 1 of the file ORDERS, many in flight, as client 1 with the record's
-//                 number for its sequence; prints "acked N" on the way: everything before record N is applied. Ends with
-//                 "done N", or with "ended N CODE" when this replica does not lead (any more)
+//                 number for its sequence; prints "acked N" on the way: everything before record N is applied. Ends
+//                 with "done N", or with "ended N CODE" when this replica does not lead (any more)
 //   state         prints whether it has a vote, its last applied entry, orders, trades, and hashes of trades and books
 //   leader        prints which replica leads, 255 if that is not known
 //
