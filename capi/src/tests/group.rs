@@ -222,9 +222,16 @@ impl Group {
     pub(super) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !holds() {
-            assert!(begin.elapsed() < PATIENCE, "{what}");
+            assert!(begin.elapsed() < PATIENCE, "{what}: {}", self.told());
             self.turn();
         }
+    }
+
+    /// What every replica was told of its part.
+    fn told(&self) -> String {
+        let roles = |counter: &Arc<Counter>| counter.roles.lock().expect("no panic").clone();
+        let roles: Vec<_> = self.counters.iter().map(roles).collect();
+        format!("{roles:?}")
     }
 
     /// The replica that says that it leads.
