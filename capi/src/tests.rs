@@ -1,0 +1,6 @@
+//! The exported functions, called as a C program calls them.
+
+mod group;
+mod header;
+mod misuse;
+mod modes;
