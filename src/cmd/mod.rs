@@ -12,6 +12,7 @@ mod bench_write;
 mod demo;
 mod devices;
 mod doctor;
+mod redis;
 mod serve;
 mod sim;
 mod status;
@@ -57,6 +58,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Runs one replica of the key-value service of a cluster
     Serve(serve::Args),
+    /// Runs one node of a replicated redis-server: starts the server, and starts it again as a follower when it ends
+    Redis(redis::Args),
     /// What running replicas say of themselves and their peers
     Status(status::Args),
     /// Measures
@@ -103,6 +106,7 @@ impl Cli {
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Serve(args) => serve::run(&args),
+            Command::Redis(args) => redis::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Bench { what } => match what {
                 Bench::Write(args) => bench_write::run(&args),

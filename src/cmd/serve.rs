@@ -135,7 +135,7 @@ pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
 }
 
 /// SIGINT and SIGTERM as something to poll.
-fn signals() -> nix::Result<SignalFd> {
+pub(super) fn signals() -> nix::Result<SignalFd> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
@@ -149,7 +149,7 @@ fn signals() -> nix::Result<SignalFd> {
 /// # Errors
 /// A peer's process is there and does not say. To found a group beside one that exists would make this replica vote
 /// without the memory that the others believe it has.
-fn has_history(config: &Config, id: u8) -> Result<bool> {
+pub(super) fn has_history(config: &Config, id: u8) -> Result<bool> {
     let others = config.members().iter().filter(|member| member.id != id);
     let asked: Vec<Result<Option<u64>>> = std::thread::scope(|scope| {
         let asks: Vec<_> = others
