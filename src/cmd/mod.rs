@@ -7,6 +7,7 @@
 mod bench_failover;
 mod bench_group;
 mod bench_peer;
+mod bench_redis;
 mod bench_replica;
 mod bench_write;
 mod demo;
@@ -87,6 +88,8 @@ enum Bench {
     Throughput(bench_group::Throughput),
     /// Repeated loss of the leader: how long until the next one decides, and whether anything was lost
     Failover(bench_failover::Args),
+    /// A redis-server on mu beside one alone and one with replicas of its own; or its repeated loss
+    Redis(bench_redis::Args),
 }
 
 /// How a command that was carried out ended.
@@ -113,6 +116,7 @@ impl Cli {
                 Bench::Replicate(args) => bench_group::replicate(&args),
                 Bench::Throughput(args) => bench_group::throughput(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
+                Bench::Redis(args) => bench_redis::run(&args),
             },
             Command::Sim(args) => sim::run(&args),
             Command::BenchPeer(args) => bench_peer::run(&args),
