@@ -45,14 +45,18 @@ pub(crate) struct Node {
     pub(crate) report: File,
 }
 
-/// The port of Sentinel's answers, beside the clients' port; the shared object counts alike.
+/// Where Sentinel's questions are answered, by the address of the clients; the shared object counts alike. As 26379
+/// stands beside 6379, unless that would be a port that the kernel gives to connections.
 pub(crate) fn sentinel_of(client: SocketAddr) -> SocketAddr {
-    const APART: u16 = 20_000;
+    const ABOVE: u16 = 20_000;
+    const BELOW: u16 = 10_000;
+    const GIVEN_AWAY: u16 = 32_768;
     let port = client.port();
-    SocketAddr::new(
-        client.ip(),
-        port.checked_add(APART).unwrap_or_else(|| port - APART),
-    )
+    let beside = match port < GIVEN_AWAY - ABOVE {
+        true => port + ABOVE,
+        false => port - BELOW,
+    };
+    SocketAddr::new(client.ip(), beside)
 }
 
 impl Plan {

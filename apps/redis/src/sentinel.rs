@@ -126,10 +126,16 @@ impl Client {
     }
 }
 
-/// The port of a node's Sentinel answers, beside its clients' port.
+/// The port of a node's Sentinel answers, beside its clients' port; `mu redis` counts alike.
 pub(crate) fn port_beside(client: u16) -> u16 {
-    const APART: u16 = 20_000;
-    client.checked_add(APART).unwrap_or_else(|| client - APART)
+    const ABOVE: u16 = 20_000;
+    const BELOW: u16 = 10_000;
+    /// From here on the kernel gives ports to connections.
+    const GIVEN_AWAY: u16 = 32_768;
+    match client < GIVEN_AWAY - ABOVE {
+        true => client + ABOVE,
+        false => client - BELOW,
+    }
 }
 
 /// The group as this node sees it.
