@@ -96,8 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let member = config.member(args.id).configured("--id")?;
     let Some(client) = member.client else {
         return Err(misuse(format!(
-            "{}: replica {} has no client address: give its entry in replicas client = \"ADDRESS:PORT\", the address of \
-             its redis-server",
+            "{}: replica {} has no client address: give its entry in replicas client = \"ADDRESS:PORT\", the address \
+             of its redis-server",
             args.config.display(),
             args.id
         )));

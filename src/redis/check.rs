@@ -97,6 +97,11 @@ const SETTINGS: &[Setting] = &[
         "the node's own replication has a secret of its own",
     ),
     setting(
+        "rename-command",
+        NODES,
+        "the node calls commands of its server by their names",
+    ),
+    setting(
         "requirepass",
         NODES,
         "it would be this node's only: use ACL SETUSER, which is replicated",
@@ -131,7 +136,8 @@ pub(crate) fn server(program: &str) -> Result<()> {
     match version {
         Some(version) if version.starts_with(VERSION) => Ok(()),
         Some(version) => bail!(
-            "{program} is version {version}, and {VERSION}x is needed: name such a redis-server behind --, Debian 12 has it"
+            "{program} is version {version}, and {VERSION}x is needed: name such a redis-server behind --; \
+             Debian 12 has it"
         ),
         None => bail!(
             "{program} --version says {:?}, which is no redis-server",
@@ -233,6 +239,7 @@ mod tests {
             "--replicaof 127.0.0.1 1",
             "--port 1",
             "--requirepass x",
+            "--rename-command SAVE x",
             "--sentinel",
             "--aof-timestamp-enabled yes",
             "appendonly no",

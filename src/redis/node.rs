@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -109,7 +109,7 @@ impl Plan {
             .with_context(|| format!("starting {program}"))?;
         Ok(Node {
             child,
-            report: File::from(OwnedFd::from(report)),
+            report: File::from(report),
         })
     }
 

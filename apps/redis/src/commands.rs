@@ -43,7 +43,8 @@ const DEBUG: [&str; 9] = [
 ];
 
 const FIXED_WHY: &str = "mu sets this for every node, and a change would break its promise";
-const PASSWORD_WHY: &str = "requirepass changes this node only: use ACL SETUSER default resetpass >PASSWORD, which is replicated";
+const PASSWORD_WHY: &str = "requirepass changes this node only: use ACL SETUSER default resetpass \
+                            >PASSWORD, which is replicated";
 const ROLE_WHY: &str = "mu decides who is the primary; to hand over, stop the primary's process";
 const DEBUG_WHY: &str = "this part of DEBUG changes data behind the log's back";
 const ACL_LOAD_WHY: &str = "ACL LOAD changes this node only: use ACL SETUSER, which is replicated";

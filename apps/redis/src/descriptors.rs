@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Client,
 }
 
-/// Descriptors beyond are refused as an append-only file and as clients; `maxclients` is checked against it.
+/// Descriptors beyond are taken for clients, of which nothing is believed.
 pub(crate) const DESCRIPTORS_MAX: usize = 1 << 17;
 
 static KINDS: [AtomicU8; DESCRIPTORS_MAX] = [const { AtomicU8::new(0) }; DESCRIPTORS_MAX];
@@ -32,16 +32,23 @@ fn slot(descriptor: c_int) -> Option<&'static AtomicU8> {
 
 #[inline]
 pub(crate) fn get(descriptor: c_int) -> Kind {
-    match slot(descriptor).map(|kind| kind.load(Ordering::Relaxed)) {
-        Some(1) => Kind::Log,
-        Some(2) => Kind::Client,
+    let Some(slot) = slot(descriptor) else {
+        return Kind::Client;
+    };
+    match slot.load(Ordering::Relaxed) {
+        1 => Kind::Log,
+        2 => Kind::Client,
         _ => Kind::Other,
     }
 }
 
 pub(crate) fn set(descriptor: c_int, kind: Kind) {
-    if let Some(slot) = slot(descriptor) {
-        slot.store(kind as u8, Ordering::Relaxed);
+    match slot(descriptor) {
+        Some(slot) => slot.store(kind as u8, Ordering::Relaxed),
+        None if kind == Kind::Log => {
+            crate::node::end("the append-only file has too high a descriptor")
+        }
+        None => {}
     }
 }
 
@@ -121,10 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_range_are_nothing() {
-        for number in [-1, i32::MAX] {
-            set(number, Kind::Log);
-            assert_eq!(get(number), Kind::Other);
+    fn numbers_out_of_range_are_not_believed() {
+        for number in [-1, DESCRIPTORS_MAX as i32, i32::MAX] {
+            set(number, Kind::Other);
+            assert_eq!(get(number), Kind::Client);
         }
     }
 }

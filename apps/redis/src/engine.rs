@@ -1,7 +1,7 @@
 //! The replica, whatever its device is, as the node's threads use it under a lock.
 //!
-//! The server's main thread proposes on itself: it holds the lock for the microsecond that takes and no thread is woken.
-//! At other times the node's own thread polls.
+//! The server's main thread proposes on itself: it holds the lock for the microsecond that takes, and no thread
+//! is woken. At other times the node's own thread polls.
 
 use mu::host::{Direct, Halted, Handle, ProposeError};
 use mu::protocol::replication::{Event, Outcome, Pace};

@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::module_raw;
 use crate::node::{self, Mode, Node};
+use crate::{hooks_raw, module, module_raw};
 
 /// Looks at least so often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -18,6 +18,10 @@ const PAUSE_MOST: Duration = Duration::from_millis(2);
 const COMPLAIN: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(node: &'static Node) {
+    if let Some(what) = module::misconfigured() {
+        eprintln!("mu: the server's {what}: start it with mu redis, which sets it");
+        hooks_raw::exit_now(node::MISCONFIGURED);
+    }
     let mut told = None;
     loop {
         if node.mode() == Mode::Follower && node.leads() {

@@ -115,6 +115,26 @@ impl Server {
     }
 }
 
+/// Settings without which nothing is promised, whoever made them.
+const PROMISED: [(&str, &str); 5] = [
+    ("appendonly", "yes"),
+    ("appendfsync", "always"),
+    ("no-appendfsync-on-rewrite", "no"),
+    ("replica-read-only", "yes"),
+    ("io-threads", "1"),
+];
+
+/// What of the server's settings is wrong, if anything is.
+pub(crate) fn misconfigured() -> Option<String> {
+    with_server(|server| {
+        PROMISED.iter().find_map(|(name, right)| {
+            let value = server.setting(name);
+            let wrong = value.as_deref() != Some(right);
+            wrong.then(|| format!("{name} is {value:?} and has to be {right}"))
+        })
+    })
+}
+
 /// This process's server.
 struct Own;
 

@@ -98,7 +98,7 @@ fn api() -> &'static Api {
 ///
 /// # Safety
 /// Called by redis-server only.
-#[cfg_attr(not(test), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn RedisModule_OnLoad(ctx: Ctx, _: *mut Text, _: c_int) -> c_int {
     // SAFETY: this is that context.
     match unsafe { Api::find(ctx) } {

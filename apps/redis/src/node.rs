@@ -31,6 +31,9 @@ use crate::setup::{Fault, Setup};
 /// The status of a process that ended since it could not go on safely; it is to be started again.
 pub(crate) const ENDED: i32 = 75;
 
+/// The status of a process whose settings are wrong; starting it again would not help.
+pub(crate) const MISCONFIGURED: i32 = 78;
+
 /// What the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -184,13 +187,13 @@ impl Node {
     }
 
     /// Decides a turn of the server, or ends the process.
-    pub(crate) fn decide(&'static self, turn: &mut Vec<u8>) {
+    pub(crate) fn decide(&'static self, turn: &mut [u8]) {
         self.counters.turns.fetch_add(1, Ordering::Relaxed);
         self.counters
             .bytes
             .fetch_add(turn.len() as u64 - 1, Ordering::Relaxed);
         if self.setup.fault == Some(Fault::EarlyAnswer) {
-            return self.decide_later(turn.clone());
+            return self.decide_later(turn.to_vec());
         }
         let mut engine = self.engine();
         if let Err(error) = engine.decide(turn) {
