@@ -4,6 +4,7 @@
 //! is woken. At other times the node's own thread polls.
 
 use mu::host::{Direct, Halted, Handle, ProposeError};
+use mu::protocol::layout::Role;
 use mu::protocol::replication::{Event, Outcome, Pace};
 use mu_verbs::Context;
 
@@ -17,6 +18,8 @@ pub(crate) trait Engine: Send {
     fn prove(&mut self) -> Result<u64, ProposeError>;
     fn poll(&mut self) -> Pace;
     fn leads(&self) -> bool;
+    /// Whether it only follows: nobody waits for it.
+    fn follows(&self) -> bool;
     fn stopped(&self) -> Option<Halted>;
     fn handle(&self) -> Handle;
 }
@@ -98,6 +101,11 @@ impl<C: Context> Engine for Seat<C> {
 
     fn leads(&self) -> bool {
         self.direct.leads()
+    }
+
+    fn follows(&self) -> bool {
+        let standing = self.direct.standing();
+        standing.role == Role::Follower && standing.voter
     }
 
     fn stopped(&self) -> Option<Halted> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result};
+use mu::host::sleep_precisely;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
@@ -35,6 +36,8 @@ pub(crate) fn start() -> Result<()> {
     let feeder = TcpListener::from(hooks_raw::inherited(setup.feeder_fd)?);
     let sentinel = TcpListener::from(hooks_raw::inherited(setup.sentinel_fd)?);
     report::open(File::from(hooks_raw::inherited(setup.report_fd)?));
+    // This thread decides, and waits for a few microseconds now and then.
+    sleep_precisely();
     // The server's own thread takes the signals; those of the node begin here and inherit this.
     SigSet::all().thread_set_mask()?;
     let started = node::start(setup, Box::new(Own)).and_then(|node| {

@@ -34,6 +34,9 @@ pub(crate) const ENDED: i32 = 75;
 /// The status of a process whose settings are wrong; starting it again would not help.
 pub(crate) const MISCONFIGURED: i32 = 78;
 
+/// A follower looks for decided bytes so often. Whatever concerns the leadership wakes it.
+const FOLLOWER_NS: u64 = 1_000_000;
+
 /// What the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -232,9 +235,14 @@ impl Node {
     fn run(&self, mut pacer: Pacer, longest_ns: u64) {
         sleep_precisely();
         loop {
-            let (pace, leads, stopped) = {
+            let (pace, leads, follows, stopped) = {
                 let mut engine = self.engine();
-                (engine.poll(), engine.leads(), engine.stopped())
+                (
+                    engine.poll(),
+                    engine.leads(),
+                    engine.follows(),
+                    engine.stopped(),
+                )
             };
             if let Some(why) = stopped {
                 end(&format!("the replica has stopped: {why}"));
@@ -243,6 +251,11 @@ impl Node {
             let pumped = self.feed.pump();
             let now_ns = monotonic_ns();
             let worked = pace.worked || pumped;
+            if follows && !worked {
+                // One wake-up for many turns of the leader, which has better use for the processors.
+                self.handle.sleep(FOLLOWER_NS.min(longest_ns), || false);
+                continue;
+            }
             match pacer.rest(now_ns, worked, pace.waiting, now_ns + longest_ns) {
                 Rest::Spin => std::hint::spin_loop(),
                 Rest::Yield => thread::yield_now(),
