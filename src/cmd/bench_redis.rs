@@ -8,16 +8,11 @@ use serde::Serialize;
 
 use super::{Status, misuse, print, print_json, row, table};
 use crate::bench::host::Host;
-use crate::bench::redis::{self, fault};
+use crate::bench::redis;
+use crate::bench::redis::fault::{self, Fault};
 use crate::bench::stats::{Percentiles, fresh_seed};
 use crate::local::load;
 use crate::redis::check;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Fault {
-    /// SIGKILL to the primary's redis-server
-    Kill,
-}
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -78,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let settings = args.set.iter().map(|line| format!("{line}\n")).collect();
     match args.fault {
         None => latency(args, seed, settings),
-        Some(Fault::Kill) => faults(args, seed, settings),
+        Some(fault) => faults(args, fault, seed, settings),
     }
 }
 
@@ -153,9 +148,10 @@ fn latency_text(found: &redis::Found, seed: u64) -> String {
     )
 }
 
-fn faults(args: &Args, seed: u64, settings: String) -> Result<Status> {
+fn faults(args: &Args, fault: Fault, seed: u64, settings: String) -> Result<Status> {
     let plan = fault::Plan {
         rounds: args.rounds.unwrap_or(30),
+        fault,
         load: load::Plan {
             clients: args.clients,
             keys: 16,
@@ -174,7 +170,7 @@ fn faults(args: &Args, seed: u64, settings: String) -> Result<Status> {
         print_json(&Report {
             backend: "shm",
             replicas: 3,
-            fault: Some("kill"),
+            fault: Some(fault.name()),
             found: &found,
             host: Host::new(&[]),
         })?;
@@ -190,7 +186,7 @@ fn faults(args: &Args, seed: u64, settings: String) -> Result<Status> {
 fn faults_text(found: &fault::Found) -> String {
     let rows = [
         row([
-            "microseconds from kill -9 until",
+            "microseconds from the fault until",
             "p50",
             "p90",
             "p99",

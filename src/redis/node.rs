@@ -64,12 +64,6 @@ impl Plan {
     pub(crate) fn start(&self, form: bool) -> Result<Node> {
         let feeder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .context("a port for the server's replication")?;
-        let sentinel = TcpListener::bind(self.sentinel).with_context(|| {
-            format!(
-                "Sentinel's questions cannot be answered at {}",
-                self.sentinel
-            )
-        })?;
         let (report, reporter) = pipe2(OFlag::O_CLOEXEC).context("a pipe")?;
         let mut secret = [0; 24];
         getrandom::fill(&mut secret).context("the system's random source")?;
@@ -81,7 +75,7 @@ impl Plan {
             "form": form,
             "feeder_fd": feeder.as_raw_fd(),
             "secret": secret,
-            "sentinel_fd": sentinel.as_raw_fd(),
+            "sentinel": self.sentinel,
             "report_fd": reporter.as_raw_fd(),
             "fault": self.fault,
         });
@@ -100,7 +94,7 @@ impl Plan {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(Stdio::inherit());
-        for descriptor in [feeder.as_fd(), sentinel.as_fd(), reporter.as_fd()] {
+        for descriptor in [feeder.as_fd(), reporter.as_fd()] {
             fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))
                 .context("handing a descriptor over")?;
         }

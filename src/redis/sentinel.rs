@@ -16,6 +16,8 @@ use crate::local::load::Calls;
 
 /// Longest wait for a Sentinel.
 const SENTINEL: Duration = Duration::from_millis(50);
+/// Longest wait for a server: one that is stopped keeps its connections.
+const SERVER: Duration = Duration::from_millis(500);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_micros(500);
 
@@ -70,7 +72,7 @@ impl Caller {
     }
 
     /// Connects to the primary that a Sentinel names, if it answers as one.
-    fn find(&mut self, patience: Duration) -> bool {
+    fn find(&mut self) -> bool {
         for server in self.servers.clone() {
             let Some(primary) = self.ask(server) else {
                 continue;
@@ -78,7 +80,7 @@ impl Caller {
             let Some(id) = self.servers.iter().position(|server| *server == primary) else {
                 continue;
             };
-            let Ok(mut client) = Client::connect(primary, patience) else {
+            let Ok(mut client) = Client::connect(primary, SERVER) else {
                 continue;
             };
             let role = match client.call(&[b"ROLE"]) {
@@ -133,7 +135,7 @@ impl Calls for Caller {
         let invoked_ns = monotonic_ns();
         let begin = Instant::now();
         while begin.elapsed() < patience {
-            if self.primary.is_none() && !self.find(patience) {
+            if self.primary.is_none() && !self.find() {
                 thread::sleep(PAUSE);
                 continue;
             }

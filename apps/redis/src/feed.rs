@@ -5,7 +5,7 @@
 //! nothing is kept.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -109,6 +109,10 @@ impl Feed {
     /// Begins with a dataset and the bytes behind it; what was there before is void.
     pub(crate) fn reset(&self, base: Arc<Base>, tail: &[u8]) {
         let mut state = self.lock();
+        if let Some(link) = &state.link {
+            // The server comes again, and hears that this is another stream.
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
         *state = State {
             generation: state.generation + 1,
             start: base.position,
@@ -303,6 +307,8 @@ mod tests {
         let feed = Feed::new(7);
         feed.reset(Arc::new(Base::empty()), b"");
         let id = feed.stream_id();
+        let (near, mut far) = pair();
+        assert!(feed.attach(&id, near, 0));
         feed.reset(
             Arc::new(Base {
                 position: 10,
@@ -311,6 +317,11 @@ mod tests {
             b"xy",
         );
         assert_ne!(feed.stream_id(), id);
+        assert_eq!(
+            far.read(&mut [0; 1]).expect("an end"),
+            0,
+            "the server is to come again"
+        );
         assert!(!feed.attach(&id, pair().0, 10));
         assert!(matches!(feed.resume(&id, 11), Resume::Full(base) if base.position == 10));
         assert_eq!(feed.tail(11).as_deref(), Some(&b"y"[..]));

@@ -34,7 +34,6 @@ pub(crate) fn start() -> Result<()> {
     let setup: Setup =
         serde_json::from_str(&text).with_context(|| format!("reading {VARIABLE}"))?;
     let feeder = TcpListener::from(hooks_raw::inherited(setup.feeder_fd)?);
-    let sentinel = TcpListener::from(hooks_raw::inherited(setup.sentinel_fd)?);
     report::open(File::from(hooks_raw::inherited(setup.report_fd)?));
     // This thread decides, and waits for a few microseconds now and then.
     sleep_precisely();
@@ -42,7 +41,7 @@ pub(crate) fn start() -> Result<()> {
     SigSet::all().thread_set_mask()?;
     let started = node::start(setup, Box::new(Own)).and_then(|node| {
         node::spawn("mu-feeder", move || feeder::run(node, &feeder))?;
-        node::spawn("mu-sentinel", move || sentinel::run(node, &sentinel))?;
+        node::spawn("mu-sentinel", move || sentinel::run(node))?;
         node::spawn("mu-keeper", move || keeper::run(node))
     });
     // The launcher reads its signals from a descriptor, so this process began with some of them blocked.

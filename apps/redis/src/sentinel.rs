@@ -31,16 +31,33 @@ struct Client {
     session: answers::Session,
 }
 
-/// Serves for ever.
-pub(crate) fn run(node: &'static Node, listener: &TcpListener) {
-    if listener.set_nonblocking(true).is_err() {
-        tracing::error!("Sentinel's questions cannot be answered");
-        return;
+/// Listens once it has an answer: until then a client is refused, and asks another node at once.
+fn listen(node: &Node) -> TcpListener {
+    let mut told = false;
+    loop {
+        if picture(node).primary.is_some() {
+            let bound = TcpListener::bind(node.setup.sentinel);
+            match bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener)) {
+                Ok(listener) => return listener,
+                Err(error) if !told => {
+                    told = true;
+                    let at = node.setup.sentinel;
+                    tracing::error!(%at, %error, "Sentinel's questions cannot be answered yet");
+                }
+                Err(_) => {}
+            }
+        }
+        std::thread::sleep(Duration::from_millis(LOOK_MS.into()));
     }
+}
+
+/// Serves for ever.
+pub(crate) fn run(node: &'static Node) {
+    let listener = listen(node);
     let mut clients: Vec<Client> = Vec::new();
     let mut primary = None;
     loop {
-        wait(listener, &clients);
+        wait(&listener, &clients);
         let group = picture(node);
         if let Some(now) = group.primary
             && primary.replace(now) != Some(now)

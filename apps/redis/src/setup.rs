@@ -1,5 +1,6 @@
 //! What `mu redis` tells the shared object: one JSON object in an environment variable.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -21,8 +22,8 @@ pub(crate) struct Setup {
     pub(crate) feeder_fd: i32,
     /// What the local server says to prove itself there.
     pub(crate) secret: String,
-    /// The listener for Sentinel's questions.
-    pub(crate) sentinel_fd: i32,
+    /// Where Sentinel's questions are answered.
+    pub(crate) sentinel: SocketAddr,
     /// Where changes of the role are told, one JSON object a line.
     pub(crate) report_fd: i32,
     /// A seeded bug, for tests.

@@ -470,6 +470,33 @@ def test_halves(mu, seed, rounds):
         raise
 
 
+def test_behind(mu, *_):
+    """A follower that is stopped while the log goes round comes back with a dataset; a short stop costs nothing."""
+    group = Group(mu)
+    try:
+        n = group.primary()
+        victim = (n + 1) % 3
+        pid = group.pid(victim)
+        client = group.client(n, decode_responses=False)
+        os.kill(pid, signal.SIGSTOP)
+        value = os.urandom(1 << 20)
+        for count in range(150):
+            client.set(f"k{count % 8}", value + b"%d" % count)
+        os.kill(pid, signal.SIGCONT)
+        group.settled()
+        check(group.pid(victim) == pid, "the follower was started again")
+        snapshots = group.client(victim).info("replication")["master_replid"]
+        check(int(snapshots[:24], 16) >= 2, "the log did not go round, so nothing was tested")
+        group.kill(n)
+        group.primary(besides=[n])
+        group.settled()
+        group.end()
+        return "a follower that was left behind by 150 MiB has the same dataset"
+    except BaseException:
+        group.words()
+        raise
+
+
 def test_refusals(mu, *_):
     """What would break the promise is refused at start: status 2, with the reason and the remedy."""
     with tempfile.TemporaryDirectory() as folder:
@@ -503,7 +530,7 @@ def test_refusals(mu, *_):
 
 
 TESTS = {"refusals": test_refusals, "features": test_features, "kills": test_kills, "halves": test_halves,
-         "stale": test_stale, "lost": test_lost}
+         "behind": test_behind, "stale": test_stale, "lost": test_lost}
 
 
 def main():

@@ -1,7 +1,8 @@
-//! Repeated `kill -9` of the primary's redis-server under load, seen by clients that ask Sentinel.
+//! Repeated loss of the primary's redis-server under load, seen by clients that ask Sentinel.
 //!
-//! A round kills the server, waits for the first command that another one acknowledges, waits until the node is back as
-//! a follower by itself, lets the clients rest and compares the digests of all datasets at equal places of the stream.
+//! A round kills the server, or stops it and lets it go on when another one leads; waits for the first command that
+//! another one acknowledges; waits until the node is back as a follower by itself; lets the clients rest, and compares
+//! the digests of all datasets at equal places of the stream.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,10 +27,29 @@ const CALM_MS: u64 = 100;
 /// Statuses are published this often; what happened before a moment is in one asked for so much later.
 const PUBLISHED: Duration = Duration::from_millis(60);
 
+/// What happens to the primary's server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Fault {
+    /// SIGKILL
+    Kill,
+    /// SIGSTOP, and SIGCONT when another one leads
+    Stop,
+}
+
+impl Fault {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+        }
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) rounds: u64,
+    pub(crate) fault: Fault,
     pub(crate) load: load::Plan,
     /// Bytes of other data in the group, which a node that comes back has to get.
     pub(crate) dataset_bytes: u64,
@@ -49,7 +69,7 @@ pub(crate) struct Found {
     pub(crate) total: Percentiles,
     /// The share of mu in that: as `switch`. The rest is the server's turning, Sentinel's answer and connecting.
     pub(crate) mu_gap: Percentiles,
-    /// From the fault until the killed node is a follower with the whole dataset.
+    /// From the fault until that node is a follower with the whole dataset.
     pub(crate) rejoin: Percentiles,
     pub(crate) acked: u64,
     pub(crate) unknown: usize,
@@ -104,7 +124,7 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
     let mut leader = None;
     for round in 0..plan.rounds {
         thread::sleep(Duration::from_millis(CALM_MS + random.below(CALM_MS)));
-        let next = one(&mut cluster, &load, &mut times, leader)
+        let next = one(&mut cluster, &load, plan.fault, &mut times, leader)
             .with_context(|| format!("round {round}"))?;
         leader = Some(next);
         load.rest(true);
@@ -135,15 +155,28 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
 }
 
 /// One round; gives who leads after it.
-fn one(cluster: &mut Cluster, load: &Load, times: &mut Times, expected: Option<u8>) -> Result<u8> {
+fn one(
+    cluster: &mut Cluster,
+    load: &Load,
+    fault: Fault,
+    times: &mut Times,
+    expected: Option<u8>,
+) -> Result<u8> {
     let (leader, _) = super::primary(cluster)?;
     times.false_failovers += u64::from(expected.is_some_and(|expected| expected != leader));
     let pid = cluster.status(leader)?.pid;
     let pid = Pid::from_raw(i32::try_from(pid).context("a process number")?);
     let fault_ns = load.watch(leader);
-    kill(pid, Signal::SIGKILL).context("SIGKILL to the server")?;
+    let signal = match fault {
+        Fault::Kill => Signal::SIGKILL,
+        Fault::Stop => Signal::SIGSTOP,
+    };
+    kill(pid, signal).context("a signal to the server")?;
     let regained_ns = load.regained(PATIENCE)?;
     times.total.record(regained_ns.saturating_sub(fault_ns));
+    if fault == Fault::Stop {
+        kill(pid, Signal::SIGCONT).context("SIGCONT to the server")?;
+    }
     let was = pid.as_raw().unsigned_abs();
     cluster.wait_for(leader, "back as a follower with a vote", |status| {
         status.voter && status.pid != was
