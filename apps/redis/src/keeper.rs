@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::node::{self, Mode, Node};
-use crate::{hooks_raw, module, module_raw};
+use crate::{hooks_raw, module, module_raw, report};
 
 /// Looks at least so often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -27,11 +27,14 @@ pub(crate) fn run(node: &'static Node) {
         if node.mode() == Mode::Follower && node.leads() {
             promote(node);
         }
+        // One that gets another dataset has no role for a while, and tells it again.
         let now = told_role(node);
-        if now != told {
-            told = now;
-            crate::report::tell(node, now.expect("it differs from nothing"));
+        if let Some(role) = now
+            && now != told
+        {
+            report::tell(node, role);
         }
+        told = now;
         node.wait(LOOK);
     }
 }

@@ -191,7 +191,8 @@ pub(crate) fn set_users(lines: &[Vec<u8>]) -> Result<(), String> {
         _ => Ok(()),
     };
     with_server(|server| {
-        for line in lines {
+        let before = server.users();
+        for line in lines.iter().filter(|line| !before.contains(line)) {
             let call = [&[b"ACL".as_slice()], set_user(&words(line)).as_slice()].concat();
             failed(server.call(&call, false))?;
         }

@@ -156,7 +156,9 @@ class Group:
             path = os.path.join(self.dir.name, f"{n}.log")
             if os.path.exists(path):
                 with open(path, errors="replace") as file:
-                    text = file.read().replace("\0", "")
+                    lines = file.read().replace("\0", "").split("\n")
+                # Redis's own remarks are many.
+                text = "\n".join(line for line in lines if " * " not in line)
                 print(f"---- node {n} said last\n{text[-3000:]}", file=sys.stderr)
 
 
