@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use mu::config::Config;
@@ -23,11 +23,9 @@ use crate::redis::node::{Node, Plan, sentinel_of};
 
 /// Looks at the server at least so often.
 const LOOK_MS: u16 = 50;
-/// A server that ends at once is started again after a pause, which doubles.
+/// A server that ends before it is ready is started again after a pause, which doubles.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(2);
-/// Who has run for so long has not ended at once.
-const SETTLED: Duration = Duration::from_secs(5);
 /// A server that ended so often before it was ready will not be.
 const TRIES: u32 = 5;
 /// The status with which the shared object says that the configuration is at fault.
@@ -138,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         plan,
         signals,
         ready: false,
+        told: false,
     }
     .watch(form)
 }
@@ -146,7 +145,10 @@ struct Supervisor<'a> {
     args: &'a Args,
     plan: Plan,
     signals: SignalFd,
+    /// It was ready at least once.
     ready: bool,
+    /// The server that runs has told a role.
+    told: bool,
 }
 
 /// Why a server is not watched any more.
@@ -159,7 +161,6 @@ impl Supervisor<'_> {
     fn watch(&mut self, mut form: bool) -> Result<Status> {
         let (mut pause, mut tries) = (PAUSE, 0);
         loop {
-            let begin = Instant::now();
             let mut node = self.plan.start(form)?;
             match self.follow(&mut node)? {
                 Over::Signal => {
@@ -176,7 +177,8 @@ impl Supervisor<'_> {
                     tracing::warn!(%status, "the server has ended; it is started again as a follower");
                 }
             }
-            if begin.elapsed() > SETTLED {
+            // What was ready and was killed is not what ends at once.
+            if std::mem::take(&mut self.told) {
                 (pause, tries) = (PAUSE, 0);
             }
             tries += 1;
@@ -231,6 +233,7 @@ impl Supervisor<'_> {
 
     fn tell(&mut self, pid: u32, role: &str) -> Result<()> {
         let plan = &self.plan;
+        self.told = true;
         let first = !std::mem::replace(&mut self.ready, true);
         match (self.args.json, first) {
             (true, true) => print_json(&Ready {

@@ -117,8 +117,10 @@ class Group:
 
     def settled(self, patience_s=PATIENCE_S):
         """Waits until every node is up with a dataset, and has what the primary has; the digests must agree then."""
+        states = []
+
         def agree():
-            states = []
+            states.clear()
             for n in range(3):
                 client = self.client(n)
                 info = client.info("replication")
@@ -135,7 +137,10 @@ class Group:
                 return agree()
             except AssertionError:
                 return None
-        return until("all nodes have the same dataset", tried, patience_s)
+        try:
+            return until("all nodes have the same dataset", tried, patience_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {states}") from None
 
     def kill(self, n):
         os.kill(self.pid(n), signal.SIGKILL)
