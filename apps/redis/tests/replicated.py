@@ -70,7 +70,7 @@ class Group:
         with open(self.config, "w") as file:
             # A small command, so that turns come in parts.
             file.write(f'cluster = "{NAME}"\npsk_file = "cluster.key"\nmax_command_bytes = 65536\n'
-                       f"snapshot_max_bytes = 1073741824\nheartbeat_us = 1000\ndetect_us = 200000\n"
+                       f"snapshot_max_bytes = 1073741824\nheartbeat_us = 1000\ndetect_us = 500000\n"
                        f"replicas = [\n{replicas}]\n")
         self.nodes = [None] * 3
         self.lines = [[] for _ in range(3)]

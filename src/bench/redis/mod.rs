@@ -27,7 +27,7 @@ pub(crate) const KEYS: u64 = 1000;
 /// Lines for a cluster of redis-servers: turns are proposed whole where they can be, datasets may be large, and a node
 /// that the scheduler keeps waiting is not replaced, for a process that dies is seen at once anyhow.
 pub(crate) const SETTINGS: &str = "max_command_bytes = 1048576\nsnapshot_max_bytes = 1073741824\n\
-                                   heartbeat_us = 1000\ndetect_us = 200000\n";
+                                   heartbeat_us = 1000\ndetect_us = 500000\n";
 
 /// What is measured.
 #[derive(Clone, Debug)]
