@@ -7,6 +7,8 @@ pub(crate) enum Verdict {
     Pass,
     /// It changes users: [`change_users`](crate::module::change_users) carries it out, for they are replicated.
     Users,
+    /// `CONFIG SET requirepass`: the same, of the user `default`, as Redis itself understands it.
+    Password,
     /// Refused, and why.
     Refuse(&'static str),
 }
@@ -30,7 +32,7 @@ const FIXED: [&str; 14] = [
 ];
 
 /// Parts of DEBUG that change nothing behind the log's back.
-const DEBUG: [&str; 9] = [
+const DEBUG: [&str; 12] = [
     "digest",
     "digest-value",
     "object",
@@ -40,11 +42,14 @@ const DEBUG: [&str; 9] = [
     "sleep",
     "htstats",
     "help",
+    "error",
+    "protocol",
+    "log",
 ];
 
 const FIXED_WHY: &str = "mu sets this for every node, and a change would break its promise";
-const PASSWORD_WHY: &str = "requirepass changes this node only: use ACL SETUSER default resetpass \
-                            >PASSWORD, which is replicated";
+const PASSWORD_WHY: &str =
+    "requirepass stands for a replicated change of the user default: set it alone";
 const ROLE_WHY: &str = "mu decides who is the primary; to hand over, stop the primary's process";
 const DEBUG_WHY: &str = "this part of DEBUG changes data behind the log's back";
 const ACL_LOAD_WHY: &str = "ACL LOAD changes this node only: use ACL SETUSER, which is replicated";
@@ -76,6 +81,8 @@ fn among<'a>(name: &[u8], count: usize, argument: impl Fn(usize) -> &'a [u8]) ->
             let sets = |word: &str| (2..count).step_by(2).any(|n| is(argument(n), word));
             if FIXED.iter().any(|word| sets(word)) {
                 Verdict::Refuse(FIXED_WHY)
+            } else if sets("requirepass") && count == 4 {
+                Verdict::Password
             } else if sets("requirepass") {
                 Verdict::Refuse(PASSWORD_WHY)
             } else {
@@ -106,7 +113,7 @@ mod tests {
         for line in [
             "CONFIG SET appendonly no",
             "config set maxmemory 1gb AppendFsync everysec",
-            "CONFIG SET requirepass x",
+            "CONFIG SET requirepass x maxmemory 1",
             "REPLICAOF NO ONE",
             "slaveof 127.0.0.1 1",
             "FAILOVER",
@@ -130,6 +137,7 @@ mod tests {
         ] {
             assert_eq!(judged(line), Verdict::Pass, "{line}");
         }
+        assert_eq!(judged("config set RequirePass x"), Verdict::Password);
         for line in ["ACL SETUSER a on", "acl DelUser a"] {
             assert_eq!(judged(line), Verdict::Users, "{line}");
         }

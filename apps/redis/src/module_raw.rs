@@ -184,6 +184,22 @@ extern "C" fn filter(command: *mut c_void) {
             Verdict::Users => {
                 (api.filter_replace)(command, 0, string(b"mu.acl"));
             }
+            Verdict::Password => {
+                // Copied, for the server gives the argument back when another one takes its place.
+                let rule = match bytes((api.filter_get)(command, 3)) {
+                    [] => b"nopass".to_vec(),
+                    password => [b">", password].concat(),
+                };
+                for (n, word) in [&b"mu.acl"[..], b"setuser", b"default", &rule]
+                    .into_iter()
+                    .enumerate()
+                {
+                    (api.filter_replace)(command, n as c_int, string(word));
+                }
+                if rule[0] == b'>' {
+                    (api.filter_insert)(command, 3, string(b"resetpass"));
+                }
+            }
             Verdict::Refuse(why) => {
                 (api.filter_insert)(command, 1, string(why.as_bytes()));
                 (api.filter_replace)(command, 0, string(b"mu.refuse"));

@@ -378,6 +378,17 @@ def test_features(mu, seed, _):
         group.settled()
         check(all("gone" not in group.client(at).acl_users() for at in range(3)), "a user that was deleted is there")
 
+        client.config_set("requirepass", "pw")
+        for at in range(3):
+            until("the password is asked for everywhere", lambda: group.client(at, password="pw").ping())
+            try:
+                group.client(at).ping()
+                raise AssertionError("a node asks for no password")
+            except redis.AuthenticationError:
+                pass
+        group.client(n, password="pw").config_set("requirepass", "")
+        group.settled()
+
         big = os.urandom(3 << 20)
         bytes_client = group.client(n, decode_responses=False)
         pipe = bytes_client.pipeline(transaction=True)
