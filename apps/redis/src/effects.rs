@@ -22,7 +22,7 @@ pub(crate) const LAST: u8 = 2;
 
 /// What the local server is asked for.
 pub(crate) trait Local: Send {
-    /// Its dataset, if it is a follower's that is up to a place of the stream.
+    /// Its dataset, if it stands at a place of the stream just now.
     fn save(&self) -> Option<Base>;
 }
 
@@ -82,8 +82,7 @@ impl StateMachine for Effects {
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
-        // A snapshot of nothing is refused by whoever asked, which then asks another replica: a leader's server cannot
-        // be asked while it waits for this very thread.
+        // A snapshot of nothing is refused by whoever asked, which then asks again, another replica if there is one.
         let whole = self.feed.held().or_else(|| {
             let base = self.local.save()?;
             let tail = self.feed.tail(base.position)?;

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use mu::host::sleep_precisely;
@@ -17,7 +18,7 @@ use crate::feed::Base;
 use crate::module_raw::{Reply, Server, try_with_server, with_server};
 use crate::node::{self, Mode};
 use crate::setup::{Setup, VARIABLE};
-use crate::{feeder, hooks_raw, keeper, report, sentinel};
+use crate::{feeder, hooks_raw, keeper, report, sentinel, turn};
 
 /// Starts the node, as the environment says.
 pub(crate) fn start() -> Result<()> {
@@ -137,18 +138,28 @@ pub(crate) fn misconfigured() -> Option<String> {
     })
 }
 
+/// A primary's turn is waited for so long.
+const PRIMARY: Duration = Duration::from_millis(20);
+
 /// This process's server.
 struct Own;
 
 impl Local for Own {
     fn save(&self) -> Option<Base> {
-        // A server that became a primary may be waiting for the thread that this is called on.
-        let leads = || node::get().is_none_or(|node| node.mode() == Mode::Leader);
-        try_with_server(leads, |server| {
-            if leads() {
-                return None;
-            }
-            let position = server.replication().position?;
+        let node = node::get()?;
+        if turn::is_main() {
+            // In the middle of a turn: what the server has executed is not all decided.
+            return None;
+        }
+        // A primary may be waiting for the thread that this is called on. Otherwise it rests between two turns, all of
+        // which are decided, so it can give its dataset too; whoever asks prefers a follower.
+        let begin = Instant::now();
+        let no_use = || node.mode() == Mode::Leader && begin.elapsed() > PRIMARY;
+        try_with_server(no_use, |server| {
+            let position = match node.mode() {
+                Mode::Leader => node.position(),
+                Mode::Follower => server.replication().position?,
+            };
             if let Reply::Error(why) = server.call(&[b"SAVE"], false) {
                 tracing::warn!(why, "no dataset can be saved for another replica");
                 return None;
