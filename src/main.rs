@@ -6,6 +6,7 @@ mod cmd;
 mod demo;
 mod local;
 mod rdma;
+mod redis;
 
 use std::process::ExitCode;
 

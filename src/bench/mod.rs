@@ -13,6 +13,7 @@ pub(crate) mod map_raw;
 pub(crate) mod peer;
 pub(crate) mod ping_pong;
 pub(crate) mod raw;
+pub(crate) mod redis;
 pub(crate) mod rejoin;
 pub(crate) mod replicate;
 pub(crate) mod revoke;

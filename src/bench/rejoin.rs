@@ -70,6 +70,7 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
         replicas: plan.replicas,
         settings: format!("snapshot_max_bytes = {limit}\n{}", plan.settings),
         command: vec!["serve".into()],
+        arguments: Vec::new(),
     })?;
     for id in cluster.ids() {
         cluster.start(id, true)?;

@@ -8,6 +8,7 @@ mod bench_exchange;
 mod bench_failover;
 mod bench_group;
 mod bench_peer;
+mod bench_redis;
 mod bench_rejoin;
 mod bench_replica;
 mod bench_write;
@@ -15,6 +16,7 @@ mod cluster;
 mod demo;
 mod devices;
 mod doctor;
+mod redis;
 mod serve;
 mod sim;
 mod status;
@@ -60,6 +62,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Runs one replica of the key-value service of a cluster
     Serve(serve::Args),
+    /// Runs one node of a replicated redis-server: starts the server, and starts it again as a follower when it ends
+    Redis(redis::Args),
     /// What running replicas say of themselves and their peers
     Status(status::Args),
     /// Measures
@@ -91,6 +95,8 @@ enum Bench {
     Failover(bench_failover::Args),
     /// A follower that comes back with a large state: how long it takes, and what a client notices of it
     Rejoin(bench_rejoin::Args),
+    /// A redis-server on mu beside one alone and one with replicas of its own; or its repeated loss
+    Redis(bench_redis::Args),
 }
 
 /// How a command that was carried out ended.
@@ -111,6 +117,7 @@ impl Cli {
             Command::Devices(args) => devices::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Serve(args) => serve::run(&args),
+            Command::Redis(args) => redis::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Bench { what } => match what {
                 Bench::Write(args) => bench_write::run(&args),
@@ -119,6 +126,7 @@ impl Cli {
                 Bench::Exchange(args) => bench_exchange::run(&args),
                 Bench::Failover(args) => bench_failover::run(&args),
                 Bench::Rejoin(args) => bench_rejoin::run(&args),
+                Bench::Redis(args) => bench_redis::run(&args),
             },
             Command::Sim(args) => sim::run(&args),
             Command::BenchPeer(args) => bench_peer::run(&args),

@@ -118,6 +118,7 @@ pub(crate) fn run(
         replicas: REPLICAS,
         settings: String::new(),
         command: vec!["serve".into()],
+        arguments: Vec::new(),
     })?;
     for id in cluster.ids() {
         cluster.start(id, true)?;

@@ -556,6 +556,14 @@ impl Handle {
         self.0.waker.wake();
     }
 
+    /// Sleeps as [`Direct::rest`] would, for at most `ns`, where the replica itself is behind a lock that is not to be
+    /// held meanwhile: ends when there is something to be polled, or [`wake`](Self::wake) is called. Only one thread
+    /// at a time is woken, so another one that sleeps here may sleep for all of `ns`.
+    pub fn sleep(&self, ns: u64, has_work: impl FnOnce() -> bool) {
+        let ending = || self.0.ending().is_some();
+        self.0.waker.sleep(ns, None, || ending() || has_work());
+    }
+
     /// Asks the replica to stop; its thread does at the next poll.
     pub fn stop(&self) {
         self.0.end(Halted::Asked);

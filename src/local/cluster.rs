@@ -36,6 +36,8 @@ pub(crate) struct Kind {
     pub(crate) settings: String,
     /// The command that each one is: `serve`, with whatever stands before its own options.
     pub(crate) command: Vec<String>,
+    /// What stands behind its own options.
+    pub(crate) arguments: Vec<String>,
 }
 
 /// How a replica became leader, in nanoseconds of the host's monotonic clock.
@@ -113,6 +115,7 @@ impl Cluster {
         if form {
             command.arg("--form");
         }
+        command.args(&self.kind.arguments);
         let child = command
             .spawn()
             .with_context(|| format!("starting replica {id}"))?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::caller::{Ask, Called, Caller, Told};
-use super::load::Record;
+use super::load::{Calls, Record};
 
 /// Patience of one read at the end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,6 +77,11 @@ pub(crate) fn operation(client: u64, ask: Ask, called: Called) -> Operation<Kv> 
 /// Reads every key once more, and looks at everything. What a read at the end finds is part of the history, so a write
 /// that is gone also makes it impossible.
 pub(crate) fn judge(addresses: &[SocketAddr], records: &[Record]) -> Result<Judgement> {
+    judge_with(Caller::new(addresses)?, records)
+}
+
+/// The same with another caller.
+pub(crate) fn judge_with(mut caller: impl Calls, records: &[Record]) -> Result<Judgement> {
     let mut history = History::<Kv>::new();
     for record in records {
         history.push(operation(record.client, record.ask, record.called));
@@ -94,7 +99,6 @@ pub(crate) fn judge(addresses: &[SocketAddr], records: &[Record]) -> Result<Judg
     keys.sort_unstable();
     keys.dedup();
     let mut values = BTreeMap::new();
-    let mut caller = Caller::new(addresses)?;
     for key in keys {
         let ask = Ask::Get { key };
         let called = caller.call(ask, PATIENCE);

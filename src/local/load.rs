@@ -39,6 +39,24 @@ pub(crate) struct Record {
     pub(crate) called: Called,
 }
 
+/// Whoever carries calls out for one thread.
+pub(crate) trait Calls: Send {
+    /// Carries one out.
+    fn call(&mut self, ask: Ask, patience: Duration) -> Called;
+    /// Between two calls: what is lost is connected again.
+    fn reconnect(&mut self);
+}
+
+impl Calls for Caller {
+    fn call(&mut self, ask: Ask, patience: Duration) -> Called {
+        Self::call(self, ask, patience)
+    }
+
+    fn reconnect(&mut self) {
+        Self::reconnect(self);
+    }
+}
+
 /// What the threads and their owner tell each other.
 #[derive(Debug)]
 struct Shared {
@@ -61,6 +79,14 @@ pub(crate) struct Load {
 impl Load {
     /// Starts them.
     pub(crate) fn start(addresses: &[SocketAddr], plan: Plan) -> Result<Self> {
+        Self::start_with(|| Caller::new(addresses), plan)
+    }
+
+    /// The same with other callers, one for each thread.
+    pub(crate) fn start_with<C: Calls + 'static>(
+        make: impl Fn() -> Result<C>,
+        plan: Plan,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             ends: AtomicBool::new(false),
             rests: AtomicBool::new(false),
@@ -74,7 +100,7 @@ impl Load {
             threads: Vec::new(),
         };
         for client in 0..plan.clients {
-            let caller = Caller::new(addresses)?;
+            let caller = make()?;
             let shared = Arc::clone(&load.shared);
             let thread = thread::Builder::new().name(format!("client-{client}"));
             let thread = thread.spawn(move || {
@@ -151,7 +177,7 @@ const CLIENT_SHIFT: u32 = 40;
 /// Keys that are only added to lie above the others.
 pub(crate) const SUMS: u64 = 1 << 32;
 
-fn run(client: u64, plan: Plan, mut caller: Caller, shared: &Shared) -> Vec<Record> {
+fn run(client: u64, plan: Plan, mut caller: impl Calls, shared: &Shared) -> Vec<Record> {
     let mut random = Random::new(plan.seed ^ (client << 32));
     let mut records = Vec::new();
     let mut count = 0;

@@ -126,6 +126,7 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
         command: ["bench-replica", "--words", &strings.inherit()?.to_string()]
             .map(str::to_owned)
             .into(),
+        arguments: Vec::new(),
     })?;
     for id in cluster.ids() {
         cluster.start(id, true)?;

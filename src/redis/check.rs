@@ -1,0 +1,282 @@
+//! What a redis-server of a node must be, and must not be told: everything here is refused before anything starts, with
+//! the reason and the remedy.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+/// The shared object, beside this program.
+const OBJECT: &str = "libmu_redis.so";
+/// The version whose order of execution, append-only file and replication the object is made for.
+const VERSION: &str = "7.0.";
+/// Configuration files that include each other are followed so deep.
+const INCLUDES_MAX: usize = 8;
+
+/// A setting with a value that is right.
+struct Setting {
+    name: &'static str,
+    right: &'static [&'static str],
+    why: &'static str,
+}
+
+const fn setting(name: &'static str, right: &'static [&'static str], why: &'static str) -> Setting {
+    Setting { name, right, why }
+}
+
+/// No value is right: the node sets it.
+const NODES: &[&str] = &[];
+
+const SETTINGS: &[Setting] = &[
+    setting(
+        "appendonly",
+        &["yes"],
+        "what is written to the append-only file is what is replicated",
+    ),
+    setting(
+        "appendfsync",
+        &["always"],
+        "a reply must not leave before what it tells of is decided",
+    ),
+    setting(
+        "no-appendfsync-on-rewrite",
+        &["no"],
+        "replies would leave undecided while a child writes a file",
+    ),
+    setting(
+        "aof-timestamp-enabled",
+        &["no"],
+        "time stamps are no commands, and the others would refuse them",
+    ),
+    setting(
+        "save",
+        &["\"\"", "''", ""],
+        "nothing of a node lasts beyond its process; others give it its dataset",
+    ),
+    setting(
+        "cluster-enabled",
+        &["no"],
+        "a node is a primary or a replica, and no part of a Redis Cluster",
+    ),
+    setting(
+        "io-threads",
+        &["1"],
+        "replies have to leave by the thread that proves the leadership",
+    ),
+    setting("daemonize", &["no"], "mu redis watches the server"),
+    setting(
+        "replica-read-only",
+        &["yes"],
+        "a follower that is written to differs from the others",
+    ),
+    setting(
+        "slave-read-only",
+        &["yes"],
+        "a follower that is written to differs from the others",
+    ),
+    setting("replicaof", NODES, "mu decides who is the primary"),
+    setting("slaveof", NODES, "mu decides who is the primary"),
+    setting(
+        "port",
+        NODES,
+        "the port is the client address of this replica in the cluster's configuration",
+    ),
+    setting("dir", NODES, "the folder is that of mu redis --dir"),
+    setting("dbfilename", NODES, "the node names its files itself"),
+    setting("appendfilename", NODES, "the node names its files itself"),
+    setting("appenddirname", NODES, "the node names its files itself"),
+    setting(
+        "masterauth",
+        NODES,
+        "the node's own replication has a secret of its own",
+    ),
+    setting(
+        "masteruser",
+        NODES,
+        "the node's own replication has a secret of its own",
+    ),
+    setting(
+        "rename-command",
+        NODES,
+        "the node calls commands of its server by their names",
+    ),
+    setting(
+        "requirepass",
+        NODES,
+        "it would be this node's only: use ACL SETUSER, which is replicated",
+    ),
+];
+
+/// The shared object.
+pub(crate) fn object() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let object = program.with_file_name(OBJECT);
+    if !object.is_file() {
+        bail!(
+            "{} is missing: it stands beside the program mu; cargo build --release makes both",
+            object.display()
+        );
+    }
+    Ok(object)
+}
+
+/// Looks at the server's program.
+pub(crate) fn server(program: &str) -> Result<()> {
+    let output = match Command::new(program).arg("--version").output() {
+        Ok(output) => output,
+        Err(error) => bail!(
+            "{program} cannot be run: {error}; on Debian, apt-get install redis-server, or name another one behind --"
+        ),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("v="));
+    match version {
+        Some(version) if version.starts_with(VERSION) => Ok(()),
+        Some(version) => bail!(
+            "{program} is version {version}, and {VERSION}x is needed: name such a redis-server behind --; \
+             Debian 12 has it"
+        ),
+        None => bail!(
+            "{program} --version says {:?}, which is no redis-server",
+            text.trim()
+        ),
+    }
+}
+
+/// Looks at what the server is told: a configuration file, if the first argument is one, and options.
+pub(crate) fn arguments(arguments: &[String]) -> Result<()> {
+    let mut options = arguments;
+    if let Some((first, rest)) = arguments.split_first()
+        && !first.starts_with("--")
+    {
+        file(Path::new(first), 0)?;
+        options = rest;
+    }
+    let mut words = options.iter().peekable();
+    while let Some(word) = words.next() {
+        let Some(name) = word.strip_prefix("--") else {
+            bail!("{word:?} is no option of redis-server: expected --NAME VALUE");
+        };
+        let mut values = Vec::new();
+        while let Some(value) = words.next_if(|word| !word.starts_with("--")) {
+            values.push(value.clone());
+        }
+        if name == "sentinel" {
+            bail!("--sentinel: a node is a server; it answers Sentinel's questions beside it");
+        }
+        judge(name, &values.join(" "), "the command line", 0)?;
+    }
+    Ok(())
+}
+
+fn file(path: &Path, depth: usize) -> Result<()> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => bail!(
+            "{}: {error}; expected a configuration of redis-server",
+            path.display()
+        ),
+    };
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        judge(
+            name,
+            value.trim(),
+            &format!("{}:{}", path.display(), number + 1),
+            depth,
+        )?;
+    }
+    Ok(())
+}
+
+fn judge(name: &str, value: &str, place: &str, depth: usize) -> Result<()> {
+    let name = name.to_ascii_lowercase();
+    if name == "include" && depth < INCLUDES_MAX && !value.contains('*') {
+        return file(Path::new(value.trim_matches('"')), depth + 1);
+    }
+    let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+        return Ok(());
+    };
+    if setting
+        .right
+        .iter()
+        .any(|right| right.eq_ignore_ascii_case(value))
+    {
+        return Ok(());
+    }
+    let remedy = match setting.right {
+        [] | ["\"\"", ..] => "take it out".to_owned(),
+        [right, ..] => format!("take it out, or set it to {right}"),
+    };
+    bail!("{place}: {name} {value}: {}; {remedy}", setting.why);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(line: &str) -> Result<()> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        arguments(&words)
+    }
+
+    #[test]
+    fn settings_that_break_the_promise_are_refused_with_the_remedy() {
+        for line in [
+            "--appendonly no",
+            "--maxmemory 1gb --appendfsync everysec",
+            "--AppendFsync no",
+            "--save 900 1",
+            "--cluster-enabled yes",
+            "--io-threads 4",
+            "--replicaof 127.0.0.1 1",
+            "--port 1",
+            "--requirepass x",
+            "--rename-command SAVE x",
+            "--sentinel",
+            "--aof-timestamp-enabled yes",
+            "appendonly no",
+        ] {
+            let error = judged(line).expect_err(line).to_string();
+            assert!(
+                error.contains("take it out")
+                    || error.contains("expected")
+                    || error.contains("beside"),
+                "{error}"
+            );
+        }
+        for line in [
+            "",
+            "--maxmemory 1gb --appendonly yes --appendfsync always",
+            "--io-threads 1",
+            "--save",
+        ] {
+            judged(line).expect(line);
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_with_what_it_includes() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("inner.conf"), "# x\n\nappendfsync everysec\n").expect("written");
+        fs::write(
+            at("outer.conf"),
+            format!("maxmemory 1gb\ninclude {}\n", at("inner.conf").display()),
+        )
+        .expect("written");
+        let outer = [at("outer.conf").display().to_string()];
+        let error = arguments(&outer).expect_err("refused").to_string();
+        assert!(
+            error.contains("inner.conf:3") && error.contains("set it to always"),
+            "{error}"
+        );
+    }
+}
