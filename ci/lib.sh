@@ -116,9 +116,10 @@ host_triple() { rustc -vV | sed -n 's/^host: //p'; }
 # For cargo's --features: every backend, and the fake provider in the place of libibverbs.
 all_backends=mu-sys/fake,mu-verbs/soft,mu-verbs/nic,mu-verbs/fake
 
-# release_binaries: builds `mu` and `conformance` as one selection, so that all lanes share one set of artifacts.
+# release_binaries: builds all programs and shared objects as one selection, so that all lanes share one set of
+# artifacts.
 release_binaries() {
-    step cargo build --release -p mu-smr -p mu-tests --bins
+    step cargo build --release -p mu-smr -p mu-tests -p mu-capi -p mu-exchange -p mu-redis "$@"
     mu=$target_base/release/mu
     conformance=$target_base/release/conformance
 }

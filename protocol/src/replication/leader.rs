@@ -329,6 +329,12 @@ impl Lead {
         confirmed.map(|f| (f.id, f.matched))
     }
 
+    /// Voters that are confirmed.
+    pub(super) fn confirmed_voters(&self) -> usize {
+        let voters = self.followers.iter().filter(|f| f.voter);
+        voters.filter(|f| f.stage == Stage::Confirmed).count()
+    }
+
     /// Who can take over: `to` if it is a confirmed voter, or the most advanced one.
     pub(super) fn successor(&self, to: Option<ReplicaId>) -> Option<ReplicaId> {
         let voters = self
@@ -938,12 +944,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         let applied = self.machine.applied();
         let needed = self.lead.needed_from(applied);
-        let voters = self
-            .lead
-            .followers
-            .iter()
-            .filter(|f| f.stage == Stage::Confirmed && f.voter)
-            .count();
+        let voters = self.lead.confirmed_voters();
         let spare = voters.saturating_sub(self.quorum() - 1);
         let slowest = self
             .lead
@@ -981,13 +982,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Steps down after too long without a majority.
     fn watch_majority(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let voters = self
-            .lead
-            .followers
-            .iter()
-            .filter(|f| f.stage == Stage::Confirmed && f.voter)
-            .count();
-        if voters + 1 >= self.quorum() {
+        if self.lead.confirmed_voters() + 1 >= self.quorum() {
             self.lead.minority_ns = None;
             return false;
         }
