@@ -47,9 +47,9 @@ pub(crate) struct Found {
     pub(crate) ratio_p50: f64,
     /// From the start of the process until it has its vote again.
     pub(crate) rejoin: Percentiles,
-    /// The largest resident memory of a replica, without state and with it.
-    pub(crate) resident_bytes: u64,
-    pub(crate) resident_with_state_bytes: u64,
+    /// Of the largest replica, without state and with it.
+    pub(crate) memory: Size,
+    pub(crate) memory_with_state: Size,
     pub(crate) log_bytes: u64,
 }
 
@@ -78,9 +78,9 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
     let leader = cluster.wait_for_all()?;
     let mut client = client(&cluster)?;
     client.put(b"first", b"")?;
-    let resident_bytes = resident(&cluster)?;
+    let memory = size(&cluster)?;
     fill(&mut client, plan.state_bytes)?;
-    let resident_with_state_bytes = resident(&cluster)?;
+    let memory_with_state = size(&cluster)?;
     let phase = AtomicU8::new(Phase::Calm as u8);
     let over = AtomicBool::new(false);
     let (rejoin, latency) = thread::scope(|scope| {
@@ -106,8 +106,8 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
         latency_rejoin: during,
         ratio_p50: during.p50 as f64 / calm.p50.max(1) as f64,
         rejoin: rejoin.percentiles(),
-        resident_bytes,
-        resident_with_state_bytes,
+        memory,
+        memory_with_state,
         log_bytes: cluster.log_bytes(),
     })
 }
@@ -166,15 +166,30 @@ fn call(mut client: Client, phase: &AtomicU8, over: &AtomicBool) -> Result<(Reco
     Ok((calm, rejoin))
 }
 
-/// The largest resident memory of the replicas.
-fn resident(cluster: &Cluster) -> Result<u64> {
-    let mut largest = 0;
+/// The memory of a process.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Size {
+    /// Resident: with shared memory, the logs of the peers are among it, which each process has mapped.
+    pub(crate) resident_bytes: u64,
+    /// Resident, pages that several processes have mapped being shared out among them.
+    pub(crate) proportional_bytes: u64,
+}
+
+/// The largest of the replicas.
+fn size(cluster: &Cluster) -> Result<Size> {
+    let mut largest = Size::default();
     for id in cluster.ids() {
-        let path = format!("/proc/{}/status", cluster.pid(id)?);
+        let path = format!("/proc/{}/smaps_rollup", cluster.pid(id)?);
         let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        largest = largest.max(1024 * kib.with_context(|| format!("VmRSS in {path}"))?);
+        let bytes = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let kib =
+                line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            kib.map(|kib| 1024 * kib)
+                .with_context(|| format!("{name} in {path}"))
+        };
+        largest.resident_bytes = largest.resident_bytes.max(bytes("Rss:")?);
+        largest.proportional_bytes = largest.proportional_bytes.max(bytes("Pss:")?);
     }
     Ok(largest)
 }

@@ -81,14 +81,16 @@ fn text(report: &Report) -> String {
     ];
     format!(
         "{} replica processes over shared memory, {} of state, {} rounds\n\n{}\n\
-         ratio of the p50 {:.2}; resident memory of a replica {} with a log of {}, {} with the state\n",
+         ratio of the p50 {:.2}; with a log of {}, a replica has {} of memory ({} with the logs of its peers, which \
+         it has mapped), and {} with the state\n",
         report.replicas,
         mib(report.state_bytes),
         report.rounds,
         table(&rows, 1),
         found.ratio_p50,
-        mib(found.resident_bytes),
         mib(found.log_bytes),
-        mib(found.resident_with_state_bytes),
+        mib(found.memory.proportional_bytes),
+        mib(found.memory.resident_bytes),
+        mib(found.memory_with_state.proportional_bytes),
     )
 }
