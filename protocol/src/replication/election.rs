@@ -392,10 +392,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.take_role(Role::Leader, self.lead.epoch(), each);
     }
 
-    /// Appends the first entry of this epoch, as soon as a majority is there to decide it: one that nobody decides stays
-    /// in the log, and a leader that loses its majority again and again would fill the ring with them. It has to have
-    /// room, too: leaders before this one may have used up the reserve, and a follower has to learn first what of it is
-    /// decided.
+    /// Appends the first entry of this epoch, as soon as a majority is there to decide it: one that nobody decides
+    /// stays in the log, and a leader that loses its majority again and again would fill the ring with them. It has to
+    /// have room, too: leaders before this one may have used up the reserve, and a follower has to learn first what of
+    /// it is decided.
     pub(super) fn open(&mut self, now_ns: u64) {
         let majority = self.lead.confirmed_voters() + 1 >= self.quorum();
         if !self.lead.is_open() && majority && self.has_room(OVERHEAD_BYTES) {
