@@ -16,7 +16,7 @@ use super::pace::{Pacer, Rest};
 use super::wake::sleep_precisely;
 
 /// Between two publications of the picture.
-const REPORT_NS: u64 = 50_000_000;
+pub(super) const REPORT_NS: u64 = 50_000_000;
 
 /// The running thread. Ends with [`end`](Self::end) or when dropped.
 #[derive(Debug)]

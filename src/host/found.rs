@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::background::REPORT_NS;
 use super::error::StartError;
 use super::status::Status;
 use crate::config::{Config, Member};
@@ -12,6 +13,9 @@ use crate::control::{QueryError, query_status};
 const ASK: Duration = Duration::from_secs(10);
 /// ... with such pauses.
 const ASK_PAUSE: Duration = Duration::from_millis(50);
+/// What a peer says is at most this old. The group may have decided its first entry since, with the vote of this
+/// replica's last life; so one that says that there is nothing is asked again after that time.
+const STALE: Duration = Duration::from_nanos(2 * REPORT_NS);
 
 /// Whether a peer of member `id` has decided something: then a replica that was told to found the group has to recover
 /// from it. To be asked before the own control address is taken.
@@ -53,10 +57,19 @@ fn history_of(config: &Config, member: &Member) -> Result<u64, StartError> {
         return Ok(0);
     };
     let begin = Instant::now();
+    let mut asked_again = false;
     loop {
         let reason = match query_status(control, psk, config.cluster()) {
             Ok(bytes) => match serde_json::from_slice::<Status>(&bytes) {
-                Ok(status) => return Ok(status.commit.max(status.applied)),
+                Ok(status) => {
+                    let known = status.commit.max(status.applied);
+                    if known > 0 || asked_again {
+                        return Ok(known);
+                    }
+                    asked_again = true;
+                    thread::sleep(STALE);
+                    continue;
+                }
                 Err(_) => "it has nothing to say yet".into(),
             },
             Err(QueryError::Unreachable { .. }) => return Ok(0),
