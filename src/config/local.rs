@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::iter;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Below the ports that the kernel gives to connections, which could otherwise take a dead replica's.
 const FIRST_PORT: u16 = 20_000;
@@ -74,13 +76,20 @@ fn following(first: SocketAddr, replicas: u8) -> io::Result<Vec<SocketAddr>> {
         .collect())
 }
 
-/// Addresses at which nobody listens, on a loopback address of this process.
+/// Addresses at which nobody listens, on a loopback address of this process. No two calls of a process get the same:
+/// whoever asked first may not listen yet.
 fn free_ports(count: usize) -> io::Result<Vec<SocketAddr>> {
+    static NEXT: AtomicU16 = AtomicU16::new(FIRST_PORT);
     // A process number has 22 bits.
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let host = Ipv4Addr::new(127, 1 + (high & 0x3f), middle, low);
     let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
-    let all = (FIRST_PORT..LAST_PORT).map(|port| SocketAddr::from((host, port)));
+    let later = |port: u16| (port < LAST_PORT).then_some(port + 1);
+    let next = || {
+        NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
+            .ok()
+    };
+    let all = iter::from_fn(next).map(|port| SocketAddr::from((host, port)));
     let found: Vec<SocketAddr> = all.filter(free).take(count).collect();
     match found.len() == count {
         true => Ok(found),

@@ -127,23 +127,11 @@ impl<'a> Bench<'a> {
         let cases: Vec<&Case> = CASES.iter().filter(|case| case.victim == victim).collect();
         let case = *cases[round as usize % cases.len()];
         let name = case.step.name();
-        let stops = self.plan.fault == Fault::Stop;
-        let leader = self.calm()?;
-        let n = self.plan.replicas;
-        let (successor, other) = ((leader + 1) % n, (leader + 2) % n);
-        let id = match case.victim {
-            Victim::Leader => leader,
-            Victim::Successor => successor,
-            Victim::Follower => other,
+        let (id, sprung_ns) = loop {
+            if let Some(sprung) = self.spring(case)? {
+                break sprung;
+            }
         };
-        self.load.watch(leader);
-        self.strings.arm(id, case.step, stops);
-        if case.handover {
-            self.strings.hand_over(leader, successor);
-        }
-        let sprung_ns = self.wait_until_sprung(id);
-        self.strings.disarm(id);
-        let sprung_ns = sprung_ns.with_context(|| format!("replica {id}, step {name}"))?;
         if case.victim == Victim::Leader {
             let regained_ns = self.load.regained(PATIENCE)?;
             self.total.record(regained_ns.saturating_sub(sprung_ns));
@@ -158,6 +146,32 @@ impl<'a> Bench<'a> {
             self.phases(id, sprung_ns)?;
         }
         Ok(())
+    }
+
+    /// Sets the trap for whoever has the part of this case now, and waits until it has sprung: who it was, and when.
+    /// `None` if another one leads before that, so that the parts are others (and the report counts one more failover).
+    fn spring(&mut self, case: Case) -> Result<Option<(u8, u64)>> {
+        let leader = self.calm()?;
+        let n = self.plan.replicas;
+        let (successor, other) = ((leader + 1) % n, (leader + 2) % n);
+        let id = match case.victim {
+            Victim::Leader => leader,
+            Victim::Successor => successor,
+            Victim::Follower => other,
+        };
+        self.load.watch(leader);
+        self.strings
+            .arm(id, case.step, self.plan.fault == Fault::Stop);
+        if case.handover {
+            self.strings.hand_over(leader, successor);
+        }
+        let sprung_ns = self.wait_until_sprung(id);
+        self.strings.disarm(id);
+        match sprung_ns {
+            Ok(at_ns) => Ok(Some((id, at_ns))),
+            Err(_) if !case.handover && self.cluster.wait_for_leader(None)? != leader => Ok(None),
+            Err(error) => Err(error.context(format!("replica {id}, step {}", case.step.name()))),
+        }
     }
 
     /// A moment's rest; then who leads.

@@ -292,11 +292,11 @@ fn busy(seed: u64) -> (u64, Vec<(u64, WcStatus)>) {
     let mut all = Vec::new();
     for round in 0..200 {
         let place = pair.there(rng.below(2_000) as usize);
-        let len = rng.range(1, 200) as usize;
+        let bytes = vec![round as u8; rng.range(1, 200) as usize];
         let write = SendWr {
             wr_id: round,
             op: SendOp::Write {
-                payload: mu_verbs::Payload::Inline(&vec![round as u8; len]),
+                payload: mu_verbs::Payload::Inline(&bytes),
                 remote: place,
                 imm: None,
             },
