@@ -249,7 +249,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let lapped = end.index < holds || end.at < follower.applied_at;
             if lapped && !self.zoo.has(Bug::IgnoreLapped) {
                 self.resign(each);
-                let least = holds.max(self.machine.applied().index + 1);
+                // Whatever leads on: whoever holds the most may not be there to ask.
+                let least = self.machine.applied().index + 1;
                 self.catch_up(Some(own.index), least, each);
                 return;
             }
