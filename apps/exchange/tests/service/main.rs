@@ -5,6 +5,9 @@ mod feed;
 mod nodes;
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use client::Client;
@@ -12,7 +15,7 @@ use feed::Receiver;
 use mu_exchange::exchange::SYMBOLS;
 use mu_exchange::fix::message::Body;
 use mu_exchange::flow::{Flow, Mix};
-use nodes::Nodes;
+use nodes::{Nodes, PATIENCE};
 
 /// A limit order of one client.
 fn limit(name: &str, side: u8, price: &str, quantity: u64) -> Body {
@@ -277,6 +280,29 @@ fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
     let pictures = nodes.at_rest();
     assert_eq!(pictures[0]["orders"], FLOOD as u64 + 51);
     assert!(pictures.iter().all(|picture| *picture == pictures[0]));
+}
+
+#[test]
+fn lines_beyond_what_a_connection_holds_are_all_answered() {
+    const LINES: usize = 40_000;
+    let nodes = Nodes::form(&[]);
+    // Whoever says no more than two lines has both answered.
+    let mut short = TcpStream::connect(nodes.client(0)).expect("it listens");
+    short.write_all(b"hash\nindex\n").expect("a socket");
+    short.shutdown(Shutdown::Write).expect("a socket");
+    assert_eq!(BufReader::new(short).lines().count(), 2);
+    let stream = TcpStream::connect(nodes.client(0)).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let mut writer = stream.try_clone().expect("a socket");
+    let lines = "status\n".repeat(LINES) + "hash\nquit\n";
+    let sent = thread::spawn(move || writer.write_all(lines.as_bytes()));
+    // Nothing is read until the replica has no room for answers any more.
+    thread::sleep(Duration::from_secs(1));
+    let answers: Result<Vec<String>, _> = BufReader::new(stream).lines().collect();
+    let answers = answers.unwrap_or_else(|error| panic!("{error}\n{}", nodes.logs()));
+    sent.join().expect("it ends").expect("all is taken");
+    assert_eq!(answers.len(), LINES + 1);
+    assert_eq!(answers[LINES].len(), 16, "{}", answers[LINES]);
 }
 
 #[test]

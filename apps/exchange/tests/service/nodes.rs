@@ -155,8 +155,11 @@ impl Nodes {
             (same("index") && same("leader") && all.iter().all(settled)).then_some(all)
         };
         let mut all = self.until("all three at the same entry", at);
-        for status in &mut all {
+        for (status, id) in all.iter_mut().zip(0..) {
             let fields = status.as_object_mut().expect("an object");
+            let hash = self.ask(id, "hash").expect("it runs");
+            assert_eq!(hash.trim().len(), 16, "{hash}");
+            fields.insert("books_hash".into(), hash.into());
             fields.remove("id");
             fields.remove("role");
         }
