@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::Client;
 use feed::Receiver;
@@ -280,6 +280,36 @@ fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
     let pictures = nodes.at_rest();
     assert_eq!(pictures[0]["orders"], FLOOD as u64 + 51);
     assert!(pictures.iter().all(|picture| *picture == pictures[0]));
+}
+
+#[test]
+fn a_replica_that_was_started_with_other_symbols_stops() {
+    let mut symbols = SYMBOLS;
+    symbols.reverse();
+    let odd = symbols.join(",");
+    let nodes = Nodes::form_each([&[], &[], &["--symbols", &odd]]);
+    let stopped = |id| nodes.log(id).contains("its state differs");
+    let mut client = Client::new("A");
+    let begin = Instant::now();
+    for n in 0.. {
+        if stopped(2) || begin.elapsed() > PATIENCE {
+            break;
+        }
+        if !client.is_on() {
+            client.find(&nodes.clients());
+        }
+        let name = format!("o{n}");
+        client.application("D", limit(&name, 1, "10.00", 1));
+        client.wait(|client| !reports(client, &name).is_empty());
+        // Replicas tell each other their states now and then.
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(
+        [0, 1, 2].map(stopped),
+        [false, false, true],
+        "{}",
+        nodes.logs()
+    );
 }
 
 #[test]

@@ -15,8 +15,8 @@ use serde_json::Value;
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
-/// A busy machine is not to change the leader; a process that dies is found without heartbeats.
-const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\n";
+/// A busy machine is not to change the leader; a process that dies is found without heartbeats. States are compared often.
+const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\ndigest_interval = 16\n";
 
 /// Groups of this process so far.
 static GROUPS: AtomicU16 = AtomicU16::new(0);
@@ -43,6 +43,11 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Three that form a group; `extra` are further options of each.
     pub(crate) fn form(extra: &[&str]) -> Self {
+        Self::form_each([extra; 3])
+    }
+
+    /// Three that form a group, each with its own further options.
+    pub(crate) fn form_each(extra: [&[&str]; 3]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let path =
             write_local(dir.path(), 3, SETTINGS, Some(first_address())).expect("an empty folder");
@@ -53,7 +58,7 @@ impl Nodes {
             config,
             children: vec![None, None, None],
         };
-        for id in 0..3 {
+        for (id, extra) in (0..3).zip(extra) {
             nodes.start(id, true, extra);
         }
         nodes.leader();
