@@ -15,7 +15,8 @@ use serde_json::Value;
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
-/// A busy machine is not to change the leader; a process that dies is found without heartbeats. States are compared often.
+/// A busy machine is not to change the leader; a process that dies is found without heartbeats. States are compared
+/// often.
 const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\ndigest_interval = 16\n";
 
 /// Groups of this process so far.
