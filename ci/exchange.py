@@ -208,6 +208,9 @@ def main(mu, folder, forge):
             all = [status(node) for node in nodes]
             return all if len({picture["index"] for picture in all}) == 1 else None
         pictures = wait("all at the same entry", same)
+        for picture, node in zip(pictures, nodes):
+            picture["books_hash"] = ask(node, "hash").strip()
+            assert len(picture["books_hash"]) == 16, picture
         for key in ("books_hash", "trade_hash", "orders", "trades", "resting"):
             assert len({picture[key] for picture in pictures}) == 1, (key, pictures)
         assert pictures[0]["trades"] > 20, pictures[0]

@@ -19,7 +19,7 @@ use mu::protocol::replication::{Event, Outcome};
 use mu_exchange::engine::OrderBookRs;
 use mu_exchange::exchange::{Exchange, SYMBOLS};
 use mu_exchange::flow::{Flow, Mix};
-use mu_exchange::server::picture;
+use mu_exchange::server::{books_hash, picture};
 use mu_verbs::Context;
 use serde::Serialize;
 
@@ -137,12 +137,8 @@ fn measure<C: Context>(
     let mut books_equal = true;
     for follower in followers {
         let theirs = follower.status()?;
-        for (key, ours) in [
-            ("books_hash", &own.books_hash),
-            ("trade_hash", &own.trade_hash),
-        ] {
-            books_equal &= theirs[key].as_str() == Some(ours);
-        }
+        books_equal &= follower.ask("hash")?.trim() == books_hash(direct.app());
+        books_equal &= theirs["trade_hash"].as_str() == Some(&own.trade_hash);
         books_equal &= theirs["index"].as_u64() == Some(own.index);
     }
     Ok(Report {

@@ -64,7 +64,10 @@ pub trait Engine: Send + 'static {
     /// Matches an order, appends its fills in their order, and gives how much of it rests.
     ///
     /// # Errors
-    /// The engine refused; it has done nothing then.
+    /// The engine refused; it has done nothing then, and every replica's engine refuses it.
+    ///
+    /// # Panics
+    /// It failed for a reason that others may not have: the replica stops. So do `cancel` and `reduce`.
     fn submit(&mut self, order: &Incoming, fills: &mut Vec<Fill>) -> Result<u64, EngineError>;
 
     /// Takes an order out; whether it was there.

@@ -79,12 +79,12 @@ impl Engine for OrderBookRs {
                 take(committed.as_deref(), fills);
                 Ok(0)
             }
-            Err(failure) => Err(EngineError(failure.error.to_string())),
+            Err(failure) => Err(refusal(failure)),
         }
     }
 
     fn cancel(&mut self, id: u64) -> bool {
-        matches!(self.book.cancel_order(Id::Sequential(id)), Ok(Some(_)))
+        was_there(self.book.cancel_order(Id::Sequential(id)))
     }
 
     fn reduce(&mut self, id: u64, quantity: u64) -> bool {
@@ -92,7 +92,7 @@ impl Engine for OrderBookRs {
             order_id: Id::Sequential(id),
             new_quantity: Quantity::new(quantity),
         };
-        matches!(self.book.update_order(update), Ok(Some(_)))
+        was_there(self.book.update_order(update))
     }
 
     fn queues(&self, each: &mut dyn FnMut(Resting)) {
@@ -110,6 +110,35 @@ impl Engine for OrderBookRs {
                 });
             }
         }
+    }
+}
+
+/// A refusal that is a function of the order and the book, which every replica sees.
+///
+/// # Panics
+/// Anything else, a lack of memory for one, may have happened here alone, or has left trades in the book. A replica
+/// that went on would have another book than the others. So it stops, and gets the state from them.
+fn refusal(failure: SubmitFailure) -> EngineError {
+    match failure.error {
+        OrderBookError::DuplicateOrderId { .. }
+        | OrderBookError::InvalidPriceLevel(_)
+        | OrderBookError::QuantityOverflow { .. }
+            if failure.committed.is_none() =>
+        {
+            EngineError(failure.error.to_string())
+        }
+        error => {
+            panic!("the engine failed in the middle of an order, so its book is lost: {error}")
+        }
+    }
+}
+
+/// Whether an order was there. Panics for a failure as [`refusal`] does.
+fn was_there<T>(done: Result<Option<T>, OrderBookError>) -> bool {
+    match done {
+        Ok(found) => found.is_some(),
+        Err(OrderBookError::OrderNotFound(_)) => false,
+        Err(error) => panic!("the engine failed to change an order, so its book is lost: {error}"),
     }
 }
 
@@ -147,6 +176,8 @@ fn ours(side: orderbook_rs::Side) -> Side {
 
 #[cfg(test)]
 mod tests {
+    use pricelevel::MatchResult;
+
     use super::*;
 
     fn book() -> OrderBookRs {
@@ -210,6 +241,50 @@ mod tests {
         let (rests, fills) = submit(&mut book, 5, Side::Buy, 100, 4, Force::FillOrKill);
         assert_eq!((rests, fills[0].quantity), (0, 4));
         assert_eq!(queue(&book), [(4, 6)]);
+    }
+
+    fn duplicate() -> OrderBookError {
+        OrderBookError::DuplicateOrderId {
+            order_id: Id::Sequential(1),
+        }
+    }
+
+    #[test]
+    fn only_what_every_replica_sees_is_a_refusal() {
+        let mut book = book();
+        submit(&mut book, 1, Side::Buy, 100, 10, Force::Day);
+        let order = Incoming {
+            id: 1,
+            side: Side::Buy,
+            price: 100,
+            quantity: 1,
+            force: Force::Day,
+        };
+        let refused = book.submit(&order, &mut Vec::new());
+        assert_eq!(refused, Err(EngineError(duplicate().to_string())));
+        assert!(!was_there::<()>(Err(OrderBookError::OrderNotFound(
+            "1".into()
+        ))));
+    }
+
+    #[test]
+    #[should_panic(expected = "in the middle of an order")]
+    fn a_failure_of_this_machine_stops_the_replica() {
+        refusal(SubmitFailure::new(OrderBookError::KillSwitchActive));
+    }
+
+    #[test]
+    #[should_panic(expected = "in the middle of an order")]
+    fn a_failure_after_trades_stops_the_replica() {
+        let trades = MatchResult::new(Id::Sequential(1), Quantity::new(1));
+        let trades = TradeResult::new("TEST".into(), trades).expect("no fees");
+        refusal(SubmitFailure::with_committed(duplicate(), Some(trades)));
+    }
+
+    #[test]
+    #[should_panic(expected = "to change an order")]
+    fn a_cancel_that_failed_stops_the_replica() {
+        was_there::<()>(Err(OrderBookError::KillSwitchActive));
     }
 
     #[test]

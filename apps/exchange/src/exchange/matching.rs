@@ -442,11 +442,11 @@ impl<E: Engine> Exchange<E> {
     }
 }
 
-fn is_price(price: u64) -> bool {
+pub(super) fn is_price(price: u64) -> bool {
     (1..=PRICE_MAX).contains(&price)
 }
 
-fn is_quantity(quantity: u64) -> bool {
+pub(super) fn is_quantity(quantity: u64) -> bool {
     (1..=QUANTITY_MAX).contains(&quantity)
 }
 

@@ -114,6 +114,8 @@ pub struct Exchange<E> {
     sessions: Sessions,
     feed: Feed,
     totals: Totals,
+    /// Over the names of the symbols, so that replicas that were started with others are noticed.
+    symbols_hash: u64,
     /// Sum of [`Live::hash`] over the orders.
     live_sum: u64,
     /// Over what sessions did.
@@ -166,6 +168,9 @@ impl<E: Engine> Exchange<E> {
         }
         // The messages that begin a feed have the first numbers.
         let opening = 1 + list.len() as u64;
+        let symbols_hash = list.iter().fold(0, |hash, symbol| {
+            mix([hash, u64::from_be_bytes(symbol.stock)])
+        });
         Ok(Self {
             symbols: list,
             live: HashMap::new(),
@@ -178,6 +183,7 @@ impl<E: Engine> Exchange<E> {
                 trades: 0,
                 trade_hash: TradeHash::EMPTY,
             },
+            symbols_hash,
             live_sum: 0,
             session_sum: 0,
             last: (0, 0),
@@ -357,7 +363,8 @@ fn stamp(symbol: u16, time_ns: u64) -> Stamp {
 
 impl Live {
     fn hash(&self, id: u64) -> u64 {
-        mix([id, self.leaves, self.price, self.arrival])
+        let place = u64::from(self.symbol) << 1 | u64::from(self.side == Side::Sell);
+        mix([id, place, self.leaves, self.price, self.arrival])
     }
 }
 
@@ -384,6 +391,7 @@ impl<E: Engine> StateMachine for Exchange<E> {
             trade_hash,
         } = self.totals;
         mix([
+            self.symbols_hash,
             self.live_sum,
             self.session_sum,
             self.feed.next,

@@ -5,6 +5,7 @@
 
 use mu::RestoreError;
 
+use super::matching::{is_price, is_quantity};
 use super::report::{REPORT_BYTES, Report};
 use super::session::{COMP_BYTES_MAX, REPORTS_KEPT, SESSIONS_MAX, Session, session_number};
 use super::{Exchange, Feed, Live, ORDERS_MAX, Totals};
@@ -217,6 +218,9 @@ fn read_live(rest: &mut Rest<'_>) -> Result<(u64, Live), RestoreError> {
 fn put<E: Engine>(new: &mut Exchange<E>, id: u64, live: Live) -> Result<(), RestoreError> {
     let symbol = new.symbols.get_mut(usize::from(live.symbol));
     let symbol = symbol.ok_or_else(|| bad("an order of no symbol"))?;
+    if !is_price(live.price) || !is_quantity(live.leaves) {
+        return Err(bad("an order with no price or no quantity"));
+    }
     let incoming = Incoming {
         id,
         side: live.side,

@@ -127,6 +127,29 @@ fn a_restored_exchange_goes_on_the_same_ids_included() {
 }
 
 #[test]
+fn replicas_with_other_symbols_or_orders_elsewhere_have_other_digests() {
+    let digest = |symbols: &[&'static str], symbol, side| {
+        let mut exchange = Ours::new(symbols.iter().copied()).expect("sound symbols");
+        let order = Order {
+            symbol,
+            ..order(1, "a", side, 100, 1)
+        };
+        exchange.order(1, 0, 0, &order);
+        exchange.digest()
+    };
+    let one = digest(&["A", "B"], 0, Side::Buy);
+    assert_eq!(one, digest(&["A", "B"], 0, Side::Buy));
+    let others = [
+        digest(&["B", "A"], 0, Side::Buy),
+        digest(&["A", "C"], 0, Side::Buy),
+        digest(&["A", "B", "C"], 0, Side::Buy),
+        digest(&["A", "B"], 1, Side::Buy),
+        digest(&["A", "B"], 0, Side::Sell),
+    ];
+    assert!(!others.contains(&one), "{one} {others:?}");
+}
+
+#[test]
 fn a_snapshot_that_is_none_is_refused_whole() {
     let mut one = exchange();
     open(&mut one, "A");

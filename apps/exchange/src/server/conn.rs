@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
+use super::text::end_of_line;
 use crate::fix::message::{Body, Frames};
 
 /// Bytes that wait to be sent to a client before nothing more is read from it or prepared for it.
@@ -74,6 +75,8 @@ pub(super) struct Fix {
     pub(super) taking: usize,
     /// The client was asked to send from here on.
     pub(super) asked: Option<u64>,
+    /// The number of the last garbled message, as far as one can tell, and how often it came garbled.
+    pub(super) garbled: (u64, u32),
     /// What it asked for to be sent again.
     pub(super) resend: Option<(u64, u64)>,
     /// It was asked for a sign of life.
@@ -189,8 +192,13 @@ impl Conn {
             && !matches!(self.state, State::Opening)
     }
 
+    /// Whether lines wait to be answered, one a turn: before that neither more is read nor the end noticed.
+    fn has_lines(&self) -> bool {
+        matches!(self.state, State::Text) && end_of_line(self.frames.waiting()).is_some()
+    }
+
     /// What the poller should look for: readable, writable. A connection that ends is still read from when it closes.
     pub(super) fn wants(&self) -> (bool, bool) {
-        (self.may_go_on(), !self.is_flushed())
+        (self.may_go_on() && !self.has_lines(), !self.is_flushed())
     }
 }

@@ -79,7 +79,10 @@ impl Publisher {
     /// Sends packets, and answers requests at `own`.
     pub(super) fn open_udp(&mut self, to: SocketAddr, own: SocketAddr) -> io::Result<()> {
         let any = SocketAddr::new(own.ip(), 0);
-        self.udp = Some((UdpSocket::bind(any)?, to));
+        let socket = UdpSocket::bind(any)?;
+        // A full socket loses packets, as the network does; it does not hold up the log.
+        socket.set_nonblocking(true)?;
+        self.udp = Some((socket, to));
         let requests = UdpSocket::bind(own)?;
         requests.set_nonblocking(true)?;
         self.requests = Some(requests);

@@ -5,14 +5,15 @@
 //! reads too little gets no more prepared for it; one that dies in the middle of a message loses that message.
 
 mod conn;
+mod dirty;
 mod feed;
 mod session;
 mod speak;
 mod text;
 
-pub use text::{Picture, picture};
+pub use text::{Picture, books_hash, picture};
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -28,6 +29,7 @@ use nix::sys::signalfd::SignalFd;
 use crate::engine::Engine;
 use crate::exchange::{Done, Exchange, Taken, Verdict};
 use conn::{After, Close, Conn, Fix, Logon, State};
+use dirty::Dirty;
 use feed::Publisher;
 use session::{Desk, Step};
 
@@ -41,6 +43,8 @@ const EVENTS: usize = 64;
 const ACCEPTS: usize = 16;
 /// Between two looks at who has been silent.
 const TICK_NS: u64 = 100_000_000;
+/// Clients are served for about so long before the replication engine has its turn.
+const SERVE_NS: u64 = 1_000_000;
 /// A connection that has not logged on ends after so long.
 const LOGON_NS: u64 = 10_000_000_000;
 
@@ -89,7 +93,7 @@ pub struct Server<C: Context, E: Engine> {
     /// Who waits, in the order of the tickets.
     commands: VecDeque<(u64, After)>,
     /// Connections to be looked at.
-    dirty: HashSet<u64>,
+    dirty: Dirty,
     publisher: Publisher,
     buffer: Vec<u8>,
     tick_ns: u64,
@@ -131,7 +135,7 @@ impl<C: Context, E: Engine> Server<C, E> {
             signals,
             poller,
             commands: VecDeque::new(),
-            dirty: HashSet::new(),
+            dirty: Dirty::default(),
             publisher,
             buffer: vec![0; READ_BYTES],
             tick_ns: 0,
@@ -180,7 +184,9 @@ impl<C: Context, E: Engine> Server<C, E> {
             self.tick(now_ns);
         }
         for session in self.direct.app().touched() {
-            self.dirty.extend(self.on.get(&session));
+            if let Some(token) = self.on.get(&session) {
+                self.dirty.insert(*token);
+            }
         }
         let busy = self.serve_dirty() || n > 0;
         self.publisher
@@ -223,7 +229,7 @@ impl<C: Context, E: Engine> Server<C, E> {
         };
         self.dirty.insert(token);
         // One that has enough in flight is not read from, whatever woke the poller.
-        if conn.interest.0 && !conn.fill(&mut self.buffer, monotonic_ns()) {
+        if conn.interest.0 && conn.wants().0 && !conn.fill(&mut self.buffer, monotonic_ns()) {
             self.end(token, None);
             return;
         }
@@ -253,8 +259,8 @@ impl<C: Context, E: Engine> Server<C, E> {
                     Some(_) => conn.state = State::Text,
                 }
             }
+            // Lines are answered when clients are served, one a turn.
             if let State::Text = conn.state {
-                text::lines(conn, &self.direct);
                 return;
             }
             let app = self.direct.app();
@@ -484,44 +490,59 @@ impl<C: Context, E: Engine> Server<C, E> {
         }
     }
 
-    /// Prepares and sends what there is for clients, and takes up those that had enough in flight. Whether there was
-    /// any.
+    /// Serves clients that have something new, each once, until the time is over. Whether there were any.
     fn serve_dirty(&mut self) -> bool {
-        let dirty = std::mem::take(&mut self.dirty);
-        for token in &dirty {
-            self.go_on(*token);
-            let Some(conn) = self.conns.get_mut(token) else {
-                continue;
+        let count = self.dirty.len();
+        let begin_ns = monotonic_ns();
+        for _ in 0..count {
+            let Some(token) = self.dirty.next() else {
+                break;
             };
-            speak::speak(conn, self.direct.app(), &self.options.comp);
-            if !conn.flush() || (conn.closing && conn.is_flushed()) {
-                self.end(*token, None);
-                continue;
-            }
-            let unsaid = match &conn.state {
-                State::On(fix) => {
-                    let next = self.direct.app().session(fix.session).map(|s| s.out_next());
-                    next.is_some_and(|next| fix.out_next < next) && fix.taking == 0
-                }
-                _ => false,
-            };
-            // Whoever waits for room in the log, or has more to hear than was prepared.
-            if conn.waiting.is_some() || (unsaid && conn.has_room()) {
-                self.dirty.insert(*token);
-            }
-            let wants = conn.wants();
-            if wants != conn.interest {
-                conn.interest = wants;
-                let mut flags = EpollFlags::empty();
-                flags.set(EpollFlags::EPOLLIN, wants.0);
-                flags.set(EpollFlags::EPOLLOUT, wants.1);
-                let mut event = EpollEvent::new(flags, *token);
-                if self.poller.modify(&conn.stream, &mut event).is_err() {
-                    self.end(*token, Some("the poller refused it"));
-                }
+            self.serve(token);
+            if monotonic_ns() - begin_ns >= SERVE_NS {
+                break;
             }
         }
-        !dirty.is_empty()
+        count > 0
+    }
+
+    /// Prepares and sends what there is for a client, and takes it up if it had enough in flight.
+    fn serve(&mut self, token: u64) {
+        self.go_on(token);
+        let Some(conn) = self.conns.get_mut(&token) else {
+            return;
+        };
+        let answered = matches!(conn.state, State::Text) && text::line(conn, &self.direct);
+        speak::speak(conn, self.direct.app(), &self.options.comp);
+        let blocked = !conn.may_go_on();
+        if !conn.flush() || (conn.closing && conn.is_flushed()) {
+            self.end(token, None);
+            return;
+        }
+        // What was read before there was no room is not announced by the poller.
+        let freed = blocked && conn.may_go_on();
+        let unsaid = match &conn.state {
+            State::On(fix) => {
+                let next = self.direct.app().session(fix.session).map(|s| s.out_next());
+                next.is_some_and(|next| fix.out_next < next) && fix.taking == 0
+            }
+            _ => false,
+        };
+        // Or whoever waits for room in the log, or has more to hear than was prepared.
+        if answered || freed || conn.waiting.is_some() || (unsaid && conn.has_room()) {
+            self.dirty.insert(token);
+        }
+        let wants = conn.wants();
+        if wants != conn.interest {
+            conn.interest = wants;
+            let mut flags = EpollFlags::empty();
+            flags.set(EpollFlags::EPOLLIN, wants.0);
+            flags.set(EpollFlags::EPOLLOUT, wants.1);
+            let mut event = EpollEvent::new(flags, token);
+            if self.poller.modify(&conn.stream, &mut event).is_err() {
+                self.end(token, Some("the poller refused it"));
+            }
+        }
     }
 
     /// Ends a connection. Dropping the socket also takes it out of the poller.

@@ -13,6 +13,9 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// The longest interval of heartbeats, in seconds.
 const HEARTBEAT_S_MAX: u64 = 3600;
 
+/// So often a message may come garbled, one after the other, before the connection ends.
+const GARBLED_MAX: u32 = 8;
+
 /// What a message leads to.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -110,6 +113,7 @@ impl Fix {
             missed: logon.number.saturating_sub(in_next),
             taking: 0,
             asked: None,
+            garbled: (0, 0),
             resend: None,
             probed: false,
             heartbeat_ns: logon.heartbeat_s * NS_PER_S,
@@ -159,6 +163,19 @@ impl Fix {
     }
 
     fn garbled(&mut self, error: &FrameError) -> Step {
+        // It may be the one that was asked for: then it is asked for once more.
+        self.asked = None;
+        let times = match self.garbled {
+            (number, times) if number == self.in_next => times + 1,
+            _ => 1,
+        };
+        self.garbled = (self.in_next, times);
+        if times > GARBLED_MAX {
+            return Step::End(format!(
+                "message {} came garbled {times} times: {error}",
+                self.in_next
+            ));
+        }
         let body = Body::default().with(45, self.in_next).with(58, error);
         self.say(0, "3", body, Close::No)
     }
@@ -313,5 +330,60 @@ impl Fix {
             .with(380, 3)
             .with(58, "this type of message is not served");
         self.say(number, "j", body, Close::No)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fix::message::{Frames, Header, write};
+
+    /// What a heartbeat with a number leads to.
+    fn heartbeat(fix: &mut Fix, number: u64) -> Step {
+        let header = Header {
+            kind: "0",
+            from: "A",
+            to: "MU",
+            number,
+            time_ns: 0,
+            first_sent_ns: None,
+        };
+        let mut out = Vec::new();
+        write(&header, &Body::default(), &mut out);
+        let mut frames = Frames::default();
+        frames.push(&out);
+        let message = frames.next().expect("sound").expect("whole");
+        let desk = Desk {
+            comp: "MU",
+            symbol: &|_| None,
+        };
+        fix.message(&message, &desk)
+    }
+
+    #[test]
+    fn a_message_garbled_again_is_asked_for_again_but_not_for_ever() {
+        let logon = Logon {
+            session: 1,
+            comp: "A".into(),
+            number: 1,
+            heartbeat_s: 30,
+            reset: false,
+        };
+        let mut fix = Fix::new(&logon, 2, 1);
+        let mut frames = Frames::default();
+        frames.push(b"8=FIX.4.4\x019=5\x0135=D\x0110=000\x01");
+        let error = frames.next().expect_err("a wrong checksum");
+        for time in 1..=GARBLED_MAX {
+            let step = fix.garbled(&error);
+            assert!(matches!(step, Step::Submit(_, After::Say("3", ..))));
+            let step = heartbeat(&mut fix, 3);
+            let asked = matches!(step, Step::Submit(_, After::Say("2", ..)));
+            assert!(asked, "time {time}: {step:?}");
+            assert!(matches!(heartbeat(&mut fix, 3), Step::Done), "asked once");
+        }
+        assert!(matches!(fix.garbled(&error), Step::End(_)));
+        heartbeat(&mut fix, 2);
+        let step = fix.garbled(&error);
+        assert!(matches!(step, Step::Submit(..)), "another number: {step:?}");
     }
 }

@@ -1,4 +1,7 @@
-//! Lines of text for people and tests, at the same port: `status`, `index`, `book SYMBOL`, `quit`.
+//! Lines of text for people and tests, at the same port: `status`, `index`, `hash`, `book SYMBOL`, `quit`.
+//!
+//! `hash` and `book` look at every order, which takes a while. So each client has one line answered in a turn, and the
+//! replica goes on with its log in between.
 
 use mu::host::Direct;
 use mu_verbs::Context;
@@ -30,8 +33,6 @@ pub struct Picture {
     pub trade_hash: String,
     /// Orders that rest.
     pub resting: usize,
-    /// Over the books with every order's position in its queue.
-    pub books_hash: String,
 }
 
 /// The picture of a replica.
@@ -47,39 +48,51 @@ pub fn picture<C: Context, E: Engine>(direct: &Direct<C, Exchange<E>>) -> Pictur
         trades: totals.trades,
         trade_hash: format!("{:016x}", totals.trade_hash.0),
         resting: exchange.resting(),
-        books_hash: format!("{:016x}", exchange.books_hash()),
     }
 }
 
-/// Answers whole lines.
-pub(super) fn lines<C: Context, E: Engine>(conn: &mut Conn, direct: &Direct<C, Exchange<E>>) {
-    while !conn.closing && conn.has_room() {
-        let waiting = conn.frames.waiting();
-        let Some(end) = waiting
-            .iter()
-            .take(LINE_BYTES_MAX)
-            .position(|byte| *byte == b'\n')
-        else {
-            conn.closing |= waiting.len() >= LINE_BYTES_MAX;
-            return;
-        };
-        let line = String::from_utf8_lossy(&waiting[..end]).trim().to_owned();
-        conn.frames.skip(end + 1);
-        let answer = match line.split_once(' ') {
-            None if line == "status" => {
-                serde_json::to_string(&picture(direct)).expect("plain fields") + "\n"
-            }
-            None if line == "index" => format!("{}\n", direct.applied()),
-            Some(("book", symbol)) => match direct.app().symbol(symbol) {
-                Some(number) => direct.app().book_text(number) + "end\n",
-                None => "no such symbol\n".into(),
-            },
-            None if line == "quit" => {
-                conn.closing = true;
-                String::new()
-            }
-            _ => "status, index, book SYMBOL, quit; or FIX 4.4\n".into(),
-        };
-        conn.out.extend_from_slice(answer.as_bytes());
+/// What `hash` answers: over the books with every order's position in its queue.
+pub fn books_hash<E: Engine>(exchange: &Exchange<E>) -> String {
+    format!("{:016x}", exchange.books_hash())
+}
+
+/// Where a line ends.
+pub(super) fn end_of_line(waiting: &[u8]) -> Option<usize> {
+    let longest = waiting.iter().take(LINE_BYTES_MAX);
+    longest.copied().position(|byte| byte == b'\n')
+}
+
+/// Answers a line, if there is a whole one and room for the answer. Whether there was.
+pub(super) fn line<C: Context, E: Engine>(
+    conn: &mut Conn,
+    direct: &Direct<C, Exchange<E>>,
+) -> bool {
+    if !conn.may_go_on() {
+        return false;
     }
+    let waiting = conn.frames.waiting();
+    let Some(end) = end_of_line(waiting) else {
+        conn.closing |= waiting.len() >= LINE_BYTES_MAX;
+        return false;
+    };
+    let line = String::from_utf8_lossy(&waiting[..end]).trim().to_owned();
+    conn.frames.skip(end + 1);
+    let answer = match line.split_once(' ') {
+        None if line == "status" => {
+            serde_json::to_string(&picture(direct)).expect("plain fields") + "\n"
+        }
+        None if line == "hash" => books_hash(direct.app()) + "\n",
+        None if line == "index" => format!("{}\n", direct.applied()),
+        Some(("book", symbol)) => match direct.app().symbol(symbol) {
+            Some(number) => direct.app().book_text(number) + "end\n",
+            None => "no such symbol\n".into(),
+        },
+        None if line == "quit" => {
+            conn.closing = true;
+            String::new()
+        }
+        _ => "status, index, hash, book SYMBOL, quit; or FIX 4.4\n".into(),
+    };
+    conn.out.extend_from_slice(answer.as_bytes());
+    true
 }

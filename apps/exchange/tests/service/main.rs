@@ -5,14 +5,17 @@ mod feed;
 mod nodes;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use client::Client;
 use feed::Receiver;
 use mu_exchange::exchange::SYMBOLS;
 use mu_exchange::fix::message::Body;
 use mu_exchange::flow::{Flow, Mix};
-use nodes::Nodes;
+use nodes::{Nodes, PATIENCE};
 
 /// A limit order of one client.
 fn limit(name: &str, side: u8, price: &str, quantity: u64) -> Body {
@@ -277,6 +280,59 @@ fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
     let pictures = nodes.at_rest();
     assert_eq!(pictures[0]["orders"], FLOOD as u64 + 51);
     assert!(pictures.iter().all(|picture| *picture == pictures[0]));
+}
+
+#[test]
+fn a_replica_that_was_started_with_other_symbols_stops() {
+    let mut symbols = SYMBOLS;
+    symbols.reverse();
+    let odd = symbols.join(",");
+    let nodes = Nodes::form_each([&[], &[], &["--symbols", &odd]]);
+    let stopped = |id| nodes.log(id).contains("its state differs");
+    let mut client = Client::new("A");
+    let begin = Instant::now();
+    for n in 0.. {
+        if stopped(2) || begin.elapsed() > PATIENCE {
+            break;
+        }
+        if !client.is_on() {
+            client.find(&nodes.clients());
+        }
+        let name = format!("o{n}");
+        client.application("D", limit(&name, 1, "10.00", 1));
+        client.wait(|client| !reports(client, &name).is_empty());
+        // Replicas tell each other their states now and then.
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(
+        [0, 1, 2].map(stopped),
+        [false, false, true],
+        "{}",
+        nodes.logs()
+    );
+}
+
+#[test]
+fn lines_beyond_what_a_connection_holds_are_all_answered() {
+    const LINES: usize = 40_000;
+    let nodes = Nodes::form(&[]);
+    // Whoever says no more than two lines has both answered.
+    let mut short = TcpStream::connect(nodes.client(0)).expect("it listens");
+    short.write_all(b"hash\nindex\n").expect("a socket");
+    short.shutdown(Shutdown::Write).expect("a socket");
+    assert_eq!(BufReader::new(short).lines().count(), 2);
+    let stream = TcpStream::connect(nodes.client(0)).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let mut writer = stream.try_clone().expect("a socket");
+    let lines = "status\n".repeat(LINES) + "hash\nquit\n";
+    let sent = thread::spawn(move || writer.write_all(lines.as_bytes()));
+    // Nothing is read until the replica has no room for answers any more.
+    thread::sleep(Duration::from_secs(1));
+    let answers: Result<Vec<String>, _> = BufReader::new(stream).lines().collect();
+    let answers = answers.unwrap_or_else(|error| panic!("{error}\n{}", nodes.logs()));
+    sent.join().expect("it ends").expect("all is taken");
+    assert_eq!(answers.len(), LINES + 1);
+    assert_eq!(answers[LINES].len(), 16, "{}", answers[LINES]);
 }
 
 #[test]

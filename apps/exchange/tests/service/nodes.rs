@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,24 @@ use serde_json::Value;
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
-/// A busy machine is not to change the leader; a process that dies is found without heartbeats.
-const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\n";
+/// A busy machine is not to change the leader; a process that dies is found without heartbeats. States are compared
+/// often.
+const SETTINGS: &str = "heartbeat_us = 1000\ndetect_us = 2000000\ndigest_interval = 16\n";
+
+/// Groups of this process so far.
+static GROUPS: AtomicU16 = AtomicU16::new(0);
+
+/// The first address of another group. Tests run at the same time, and the ports of a node that was killed have to stay
+/// free for it, so no two groups of this process have one in common.
+fn first_address() -> SocketAddr {
+    const FIRST_PORT: u16 = 21_000;
+    const PORTS: u16 = 6;
+    // A process number has 22 bits.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, 128 | (high & 0x3f), middle, low);
+    let group = GROUPS.fetch_add(1, Ordering::Relaxed);
+    SocketAddr::from((host, FIRST_PORT + PORTS * group))
+}
 
 pub(crate) struct Nodes {
     dir: tempfile::TempDir,
@@ -27,8 +44,14 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Three that form a group; `extra` are further options of each.
     pub(crate) fn form(extra: &[&str]) -> Self {
+        Self::form_each([extra; 3])
+    }
+
+    /// Three that form a group, each with its own further options.
+    pub(crate) fn form_each(extra: [&[&str]; 3]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let path = write_local(dir.path(), 3, SETTINGS, None).expect("an empty folder");
+        let path =
+            write_local(dir.path(), 3, SETTINGS, Some(first_address())).expect("an empty folder");
         let config = Config::from_file(&path).expect("sound");
         let mut nodes = Self {
             dir,
@@ -36,7 +59,7 @@ impl Nodes {
             config,
             children: vec![None, None, None],
         };
-        for id in 0..3 {
+        for (id, extra) in (0..3).zip(extra) {
             nodes.start(id, true, extra);
         }
         nodes.leader();
@@ -155,8 +178,11 @@ impl Nodes {
             (same("index") && same("leader") && all.iter().all(settled)).then_some(all)
         };
         let mut all = self.until("all three at the same entry", at);
-        for status in &mut all {
+        for (status, id) in all.iter_mut().zip(0..) {
             let fields = status.as_object_mut().expect("an object");
+            let hash = self.ask(id, "hash").expect("it runs");
+            assert_eq!(hash.trim().len(), 16, "{hash}");
+            fields.insert("books_hash".into(), hash.into());
             fields.remove("id");
             fields.remove("role");
         }
