@@ -2,7 +2,7 @@
 //! number that is good for this one call. A number that is kept longer or used by another thread is found out, and so
 //! is a call that would wait for the thread it is on.
 //!
-//! A thread that ends loses its scope before the last of its own destructors has run. Those may still call in; callbacks
+//! A thread that ends loses its scope before the last of its destructors has run. Those may still call in; callbacks
 //! do not run on such a thread any more.
 
 use std::cell::RefCell;
