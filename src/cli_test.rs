@@ -1,8 +1,15 @@
 //! The command as people and scripts use it: its JSON, its exit statuses, its messages. No figure is judged but for
 //! being there and agreeing with the others.
 
-use std::process::{Command, Output};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 fn mu(args: &[&str]) -> Output {
@@ -382,4 +389,67 @@ fn wrong_usage_is_named() {
     }
     assert!(misuse(&["doctor", "--peer", "rxe1"]).contains("--revoke-stress"));
     assert!(misuse(&["no-such-command"]).contains("no-such-command"));
+}
+
+/// `mu` beside a node program that never gets ready, since `mu` looks for it there. As every node it makes up its own
+/// mind on the signals that `mu` takes as a descriptor.
+fn beside_a_node(dir: &Path) -> PathBuf {
+    let (own, mu) = (env!("CARGO_BIN_EXE_mu"), dir.join("mu"));
+    if fs::hard_link(own, &mu).is_err() {
+        fs::copy(own, &mu).expect("a copy");
+    }
+    let node = dir.join("mu-exchange");
+    fs::write(
+        &node,
+        "#!/bin/sh\necho started >>starts\nexec env --default-signal=INT,TERM sleep 60\n",
+    )
+    .expect("a file");
+    fs::set_permissions(&node, fs::Permissions::from_mode(0o700)).expect("a file");
+    mu
+}
+
+#[test]
+fn a_cluster_that_is_interrupted_before_it_is_ready_has_not_failed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cluster = dir.path().join("cluster");
+    let started = |id: u8| cluster.join(format!("node-{id}/starts")).exists();
+    let child = Command::new(beside_a_node(dir.path()))
+        .args(["cluster", "exchange", "--dir"])
+        .arg(&cluster)
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    let begin = Instant::now();
+    while !(0..3).all(started) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "nodes start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // As a terminal does, to all of its group.
+    let group = Pid::from_raw(i32::try_from(child.id()).expect("a process number"));
+    killpg(group, Signal::SIGINT).expect("a signal");
+    let out = child.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(0), "{stderr}");
+    assert!(stderr.is_empty(), "{stderr}");
+    let stdout = String::from_utf8_lossy(&out.stdout);
+    assert!(stdout.contains("all nodes have ended"), "{stdout}");
+    assert!(!stdout.contains("cleanly"), "{stdout}");
+}
+
+#[test]
+fn a_wrong_setting_leaves_no_configuration_behind() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cluster = dir.path().join("cluster");
+    let out = Command::new(beside_a_node(dir.path()))
+        .args(["cluster", "exchange", "--set", "nonsense = 1", "--dir"])
+        .arg(&cluster)
+        .output()
+        .expect("the command starts");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("nonsense"), "{stderr}");
+    let left = fs::read_dir(&cluster).expect("the folder").count();
+    assert_eq!(left, 0);
 }

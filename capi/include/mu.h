@@ -8,7 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// The version of this interface. `mu_abi_version` says what the library has.
+// The version of this interface. `mu_abi_version` says what the library has. It is raised by every change that a
+// program would have to be compiled anew for, such as a further member of a structure: there is none without it.
 #define MU_ABI_VERSION 1
 
 // The leader is not known.
@@ -259,12 +260,14 @@ mu_result mu_open_text(const char *config,
 mu_result mu_stop(mu_handle handle);
 
 // Stops the replica if it runs, waits for its threads and frees what it has. When this returns no callback runs any
-// more, and every later call with the handle is answered with MU_CLOSED.
+// more, and every later call with the handle is answered with MU_CLOSED. Calls that other threads are inside of get
+// their outcome.
 mu_result mu_close(mu_handle handle);
 
 // Proposes a command and waits until it is decided and applied here, for at most `timeout_us` microseconds (negative:
 // for as long as it takes). `client` 0 has no session; else a retry with the same `client` and `sequence`, here or at
-// another replica, is applied once. `reply` may be NULL.
+// another replica, is applied once. `reply` may be NULL. Neither it nor its buffer may overlap `data`: that is
+// answered with MU_INVALID_ARGUMENT.
 //
 // Pointers: `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure and that to its buffer.
 mu_result mu_propose(mu_handle handle,

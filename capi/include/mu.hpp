@@ -133,7 +133,7 @@ struct Outcome {
     return code == MU_OK || code == MU_TRUNCATED || code == MU_REPLY_GONE;
   }
   /// It may be decided, now or later: only a retry with the same client and sequence is safe.
-  bool unknown() const noexcept { return code == MU_UNKNOWN || code == MU_TIMED_OUT; }
+  bool unknown() const noexcept { return code == MU_UNKNOWN || code == MU_TIMED_OUT || code == MU_INTERNAL; }
 };
 
 using Timeout = std::optional<std::chrono::microseconds>;

@@ -126,14 +126,15 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Keeps a fault's text for `mu_last_error` of this thread.
+/// Keeps a fault's text for `mu_last_error` of this thread. One that ends, and whose texts are gone, gets none.
 pub(crate) fn keep(text: String) {
     let bytes: Vec<u8> = text.into_bytes().into_iter().filter(|b| *b != 0).collect();
     let text = CString::new(bytes).unwrap_or_default();
-    LAST.with(|last| *last.borrow_mut() = text);
+    let _ = LAST.try_with(|last| *last.borrow_mut() = text);
 }
 
 /// The text that was kept last; it stays where it is until the next one.
 pub(crate) fn last() -> *const std::ffi::c_char {
-    LAST.with(|last| last.borrow().as_ptr())
+    let last = LAST.try_with(|last| last.borrow().as_ptr());
+    last.unwrap_or(c"".as_ptr())
 }

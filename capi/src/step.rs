@@ -16,6 +16,7 @@ use smr::{ProposeError, ReplicaId};
 use crate::app::{App, Situation};
 use crate::code::{Fault, MU_TIMED_OUT};
 use crate::instance::{Deadline, Done, Take, no_ticket, stopped};
+use crate::scope;
 
 /// What is needed of a replica, whatever its device.
 trait Engine: Send {
@@ -127,8 +128,18 @@ impl Step {
         Ok((handle, Self { situation, state }))
     }
 
-    /// The replica, unless another thread is in it.
+    /// The replica, to be turned.
     fn enter(&self) -> Result<MutexGuard<'_, State>, Fault> {
+        match scope::is_there() {
+            true => self.vacant(),
+            false => Err(Fault::misuse(
+                "this thread ends: callbacks cannot run on it any more",
+            )),
+        }
+    }
+
+    /// The replica, unless another thread is in it.
+    fn vacant(&self) -> Result<MutexGuard<'_, State>, Fault> {
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
@@ -320,7 +331,7 @@ impl Step {
 
     /// Ends the replica, which was asked to; if another thread is in it, that one sees it at its next turn.
     pub(crate) fn stop(&self) {
-        if let Ok(mut state) = self.enter() {
+        if let Ok(mut state) = self.vacant() {
             self.end(&mut state);
         }
     }
@@ -331,7 +342,9 @@ impl Step {
     }
 
     fn end(&self, state: &mut State) {
-        self.turn(state, &mut |_, _| {});
+        if scope::is_there() {
+            self.turn(state, &mut |_, _| {});
+        }
         state.engine = None;
         for outcome in state.tickets.values_mut().filter(|o| o.is_none()) {
             *outcome = Some(Err(ProposeError::Unknown.into()));

@@ -1,5 +1,6 @@
 //! The exported functions, called as a C program calls them.
 
+mod ending;
 mod group;
 mod header;
 mod misuse;

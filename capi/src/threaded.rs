@@ -14,8 +14,11 @@ use crate::instance::{Deadline, Done, no_ticket, stopped};
 const TICKETS_MAX: usize = 1 << 20;
 
 pub(crate) struct Threaded {
-    /// Gone when it was stopped. Calls hold it for reading, also those that wait: a stop ends their wait first.
+    /// Gone when it was stopped. Nobody waits under this lock, neither for an outcome nor for the threads' end: a
+    /// program may hold a lock of its own around a call, and take the same one in a callback.
     replica: RwLock<Option<Replica<App>>>,
+    /// Held by whoever waits for the threads' end, so that everybody who ends the replica waits for it.
+    ending: Mutex<()>,
     tickets: Mutex<Tickets>,
 }
 
@@ -66,6 +69,7 @@ impl Threaded {
     pub(crate) fn new(replica: Replica<App>) -> Self {
         Self {
             replica: RwLock::new(Some(replica)),
+            ending: Mutex::default(),
             tickets: Mutex::default(),
         }
     }
@@ -142,12 +146,16 @@ impl Threaded {
     }
 
     pub(crate) fn transfer(&self, to: Option<ReplicaId>) -> Result<ReplicaId, Fault> {
-        self.ask(|replica| replica.transfer(to))
+        let pending = self.ask(|replica| replica.submit_transfer(to))?;
+        Ok(pending.wait()?)
     }
 
     /// Ends the threads and waits for them.
     pub(crate) fn stop(&self) {
+        let _ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         let replica = self.replica.write();
-        drop(replica.unwrap_or_else(PoisonError::into_inner).take());
+        let replica = replica.unwrap_or_else(PoisonError::into_inner).take();
+        // The lock is free again by now.
+        drop(replica);
     }
 }

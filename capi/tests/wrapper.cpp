@@ -93,6 +93,9 @@ int main(int argc, char** argv) {
     EXPECT(replica.metrics().find("mu_commit_index") != std::string::npos);
     EXPECT(replica.status().role == MU_ROLE_LEADER && replica.address(0).empty());
     EXPECT(propose(replica, 5, "throw").unknown());
+    mu::Outcome fault;
+    fault.code = MU_INTERNAL;
+    EXPECT(fault.unknown() && !fault.committed());
     EXPECT(machine.fatal_code == MU_STOPPED && machine.fatal_text == "the apply callback returned 1");
     EXPECT(replica.propose(1, 6, "x").code == MU_STOPPED);
   }

@@ -11,4 +11,4 @@ mod supervisor;
 mod tests;
 
 pub(crate) use node::{Address, Plan};
-pub(crate) use supervisor::{Happened, Supervisor};
+pub(crate) use supervisor::{Happened, Laggard, Supervisor};

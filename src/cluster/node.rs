@@ -1,9 +1,9 @@
 //! One node: its process, and what it says.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 /// Of what a node logged, how much is told when it failed.
 const LAST_WORDS: i64 = 2000;
+/// ... and how many lines of it while it is waited for.
+const LAST_LINES: usize = 5;
+/// Longest line that a node prints for the supervisor. What is longer comes in pieces, which say nothing.
+const LINE_BYTES: u64 = 16 * 1024;
 /// A node that ends sooner than this after its start is started again after a pause, ...
 const SOON: Duration = Duration::from_secs(5);
 /// ... which doubles each time, between these.
@@ -103,6 +107,7 @@ impl Node {
 
     /// Starts its process.
     pub(super) fn start(&mut self, plan: &Plan, form: bool, to: &Sender<Heard>) -> Result<()> {
+        self.started = Instant::now();
         let folder = plan.dir.join(format!("node-{}", self.id));
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let log = File::options()
@@ -129,35 +134,24 @@ impl Node {
             .take()
             .context("its standard output is a pipe")?;
         self.life += 1;
-        (self.child, self.address, self.again) = (Some(child), None, None);
-        self.started = Instant::now();
         let (id, life, to) = (self.id, self.life, to.clone());
-        thread::spawn(move || {
-            // A supervisor that is gone needs no news.
-            let tell = |what| {
-                drop(to.send(Heard {
-                    id,
-                    life,
-                    at: Instant::now(),
-                    what,
-                }))
-            };
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                match serde_json::from_str(&line) {
-                    Ok(Line {
-                        role,
-                        host: Some(host),
-                        port: Some(port),
-                    }) => {
-                        tell(What::Ready { role, host, port });
-                    }
-                    Ok(Line { role, .. }) => tell(What::Role(role)),
-                    // Whatever else a program says is not for the supervisor.
-                    Err(_) => {}
-                }
-            }
-            tell(What::Silent);
-        });
+        // A supervisor that is gone needs no news.
+        let tell = move |what| {
+            drop(to.send(Heard {
+                id,
+                life,
+                at: Instant::now(),
+                what,
+            }))
+        };
+        let listener = thread::Builder::new().name(format!("node-{id}"));
+        if let Err(error) = listener.spawn(move || listen(out, tell)) {
+            // Nobody would hear it. One that is gone already is as wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error).context("a thread to listen to it");
+        }
+        (self.child, self.address, self.again) = (Some(child), None, None);
         Ok(())
     }
 
@@ -207,13 +201,37 @@ impl Drop for Node {
     }
 }
 
+/// Tells what a node says, until it closes its standard output.
+fn listen(out: ChildStdout, tell: impl Fn(What)) {
+    let mut out = BufReader::new(out);
+    let mut line = Vec::new();
+    while matches!(next_line(&mut out, &mut line), Ok(1..)) {
+        match serde_json::from_slice(&line) {
+            Ok(Line {
+                role,
+                host: Some(host),
+                port: Some(port),
+            }) => tell(What::Ready { role, host, port }),
+            Ok(Line { role, .. }) => tell(What::Role(role)),
+            // Whatever else a program says is not for the supervisor.
+            Err(_) => {}
+        }
+    }
+    tell(What::Silent);
+}
+
+fn next_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<usize> {
+    line.clear();
+    from.take(LINE_BYTES).read_until(b'\n', line)
+}
+
 fn log_path(plan: &Plan, id: u8) -> PathBuf {
     plan.dir.join(format!("node-{id}.log"))
 }
 
 /// The end of what a node logged.
 pub(super) fn last_words(plan: &Plan, id: u8) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
+    let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log_path(plan, id))?;
         let len = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
         file.seek(SeekFrom::End(-len.min(LAST_WORDS)))?;
@@ -222,4 +240,12 @@ pub(super) fn last_words(plan: &Plan, id: u8) -> String {
         Ok(bytes)
     };
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// The last lines of what a node logged.
+pub(super) fn last_lines(plan: &Plan, id: u8) -> Vec<String> {
+    let words = last_words(plan, id);
+    let lines: Vec<&str> = words.lines().collect();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    lines[from..].iter().map(|&line| line.into()).collect()
 }

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
-use super::node::{Address, Heard, Node, Plan, What, last_words};
+use super::node::{Address, Heard, Node, Plan, What, last_lines, last_words};
 
 /// Longest wait for nodes that were asked to end, before they are made to.
 const STOP: Duration = Duration::from_secs(10);
 /// Between two looks at processes that end.
 const LOOK: Duration = Duration::from_millis(5);
+/// A cluster that is not whole for so long is told of, and again after as long.
+const NOTICE: Duration = Duration::from_secs(20);
 const LEADER: &str = "leader";
 const FOLLOWER: &str = "follower";
 
@@ -26,8 +28,25 @@ pub(crate) enum Happened {
     Leads { id: u8, gap: Option<Duration> },
     /// A node ended, in this way, and is started again.
     Ended { id: u8, how: ExitStatus },
+    /// A node could not be started again, for this reason; that is tried once more.
+    NotStarted { id: u8, why: String },
     /// A node runs again, as this process.
     Back { id: u8, pid: u32 },
+    /// For so long not all nodes serve, one leads and the others follow; it is because of these.
+    NotWhole {
+        since: Duration,
+        nodes: Vec<Laggard>,
+    },
+}
+
+/// A node that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Laggard {
+    pub(crate) id: u8,
+    /// Its role, or in a few words why it has none.
+    pub(crate) role: String,
+    /// What it logged last.
+    pub(crate) log: Vec<String>,
 }
 
 /// See the module.
@@ -39,6 +58,11 @@ pub(crate) struct Supervisor {
     /// Since all nodes served once.
     was_whole: bool,
     is_whole: bool,
+    /// Since when it is not, ...
+    broken: Instant,
+    /// ... how often that was told, and after how long it is.
+    notices: u32,
+    pub(super) notice: Duration,
     /// The leader that was killed on purpose, and when.
     killed: Option<(u8, Instant)>,
 }
@@ -54,6 +78,9 @@ impl Supervisor {
             to,
             was_whole: false,
             is_whole: false,
+            broken: Instant::now(),
+            notices: 0,
+            notice: NOTICE,
             killed: None,
         };
         for node in &mut supervisor.nodes {
@@ -77,14 +104,45 @@ impl Supervisor {
             self.take(heard, &mut happened);
         }
         self.reap(&mut happened)?;
-        self.start_again()?;
+        self.start_again(&mut happened);
         let whole = self.whole();
         if let (Some(addresses), false) = (&whole, self.is_whole) {
             self.was_whole = true;
             happened.push(Happened::Whole(addresses.clone()));
         }
+        if self.is_whole || whole.is_some() {
+            (self.broken, self.notices) = (Instant::now(), 0);
+        }
         self.is_whole = whole.is_some();
+        happened.extend(self.not_whole());
         Ok(happened)
+    }
+
+    /// Whom it is waited for, when that is due to be told.
+    fn not_whole(&mut self) -> Option<Happened> {
+        let since = self.broken.elapsed();
+        if self.is_whole || since < self.notice * (self.notices + 1) {
+            return None;
+        }
+        self.notices += 1;
+        let role = |node: &Node| match (&node.address, node.runs()) {
+            (Some(address), _) => address.role.clone(),
+            (None, true) => "not ready".into(),
+            (None, false) => "not running".into(),
+        };
+        let is_well = |node: &Node| [LEADER, FOLLOWER].contains(&role(node).as_str());
+        // If each by itself is well, they do not agree on who leads.
+        let all = self.nodes.iter().all(is_well);
+        let nodes = self.nodes.iter().filter(|node| all || !is_well(node));
+        let laggards = nodes.map(|node| Laggard {
+            id: node.id,
+            role: role(node),
+            log: last_lines(&self.plan, node.id),
+        });
+        Some(Happened::NotWhole {
+            since,
+            nodes: laggards.collect(),
+        })
     }
 
     fn take(&mut self, heard: Heard, happened: &mut Vec<Happened>) {
@@ -140,14 +198,17 @@ impl Supervisor {
         Ok(())
     }
 
-    fn start_again(&mut self) -> Result<()> {
+    fn start_again(&mut self, happened: &mut Vec<Happened>) {
         let now = Instant::now();
         for node in &mut self.nodes {
             if node.again.is_some_and(|at| at <= now) {
-                node.start(&self.plan, false, &self.to)?;
+                if let Err(error) = node.start(&self.plan, false, &self.to) {
+                    node.plan_start();
+                    let (id, why) = (node.id, format!("{error:#}"));
+                    happened.push(Happened::NotStarted { id, why });
+                }
             }
         }
-        Ok(())
     }
 
     /// The nodes, if all serve and exactly one leads.

@@ -14,6 +14,9 @@ while [ $# -gt 0 ]; do case $1 in --id) id=$2; shift ;; --form) form=yes ;; esac
 echo "form=${form:-no}" >>starts
 role() { if [ -e lead ]; then echo leader; else echo follower; fi; }
 echo 'something else'
+printf 'no UTF-8: \377\376\n'
+printf '%100000s\n' '' | tr ' ' '{'
+[ ! -e shy ] || { echo 'it does not dare' >&2; while [ -e shy ]; do sleep 0.02; done; }
 last=$(role)
 echo "{\"ready\":true,\"id\":$id,\"pid\":$$,\"role\":\"$last\",\"host\":\"127.0.0.1\",\"port\":7$id}"
 while :; do
@@ -141,6 +144,53 @@ fn a_node_that_ends_before_the_cluster_is_ready_ends_it_with_its_words() {
         error.contains("node 0") && error.contains("its last words"),
         "{error}"
     );
+}
+
+#[test]
+fn a_node_that_cannot_be_started_again_is_tried_once_more() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let plan = plan(dir.path());
+    touch(dir.path(), 1, "lead");
+    let mut supervisor = Supervisor::start(plan).expect("it starts");
+    until(&mut supervisor, is_whole);
+    // No log can be opened where a folder is.
+    let log = dir.path().join("node-2.log");
+    fs::remove_file(&log).expect("its log");
+    fs::create_dir(&log).expect("a folder");
+    touch(dir.path(), 2, "end");
+    let fails =
+        |h: &Happened| matches!(h, Happened::NotStarted { id: 2, why } if why.contains("log"));
+    until(&mut supervisor, fails);
+    until(&mut supervisor, fails);
+    fs::remove_dir(&log).expect("the folder");
+    until(&mut supervisor, is_whole);
+}
+
+#[test]
+fn who_is_waited_for_is_told_again_and_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let plan = plan(dir.path());
+    touch(dir.path(), 1, "lead");
+    touch(dir.path(), 2, "shy");
+    let mut supervisor = Supervisor::start(plan).expect("it starts");
+    supervisor.notice = Duration::from_millis(500);
+    let shy = |h: &Happened| match h {
+        Happened::NotWhole { nodes, .. } => {
+            let [Laggard { id: 2, role, log }] = &nodes[..] else {
+                return false;
+            };
+            role == "not ready" && log == &["it does not dare"]
+        }
+        _ => false,
+    };
+    until(&mut supervisor, shy);
+    until(&mut supervisor, shy);
+    fs::remove_file(dir.path().join("node-2/shy")).expect("a file");
+    until(&mut supervisor, is_whole);
+    // Whole it is, and then nobody leads.
+    fs::remove_file(dir.path().join("node-1/lead")).expect("a file");
+    let all = |h: &Happened| matches!(h, Happened::NotWhole { nodes, .. } if nodes.len() == 3);
+    until(&mut supervisor, all);
 }
 
 #[test]

@@ -1,17 +1,21 @@
 //! `mu cluster`: three nodes of an application on this host, supervised.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use mu::config::write_local;
 use mu::host::end_signals;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{Configured, Status, misuse, print, print_json, sibling};
-use crate::cluster::{Address, Happened, Plan, Supervisor};
+use crate::cluster::{Address, Happened, Laggard, Plan, Supervisor};
 
 const NODES: u8 = 3;
 /// Between two looks for a signal.
@@ -84,7 +88,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         }
         App::Redis(redis) => {
             let program = std::env::current_exe().context("the path of this program")?;
-            let mut after = vec!["--".to_owned()];
+            // A folder inside of the node's own, so that one that is killed leaves nothing elsewhere.
+            let mut after = ["--dir", "server", "--"].map(str::to_owned).to_vec();
             match redis.server.is_empty() {
                 true => after.push("redis-server".into()),
                 false => after.extend_from_slice(&redis.server),
@@ -109,7 +114,12 @@ fn supervise(common: &Common, program: PathBuf, verb: &str, after: Vec<String>) 
     let settings: String = common.set.iter().map(|line| format!("{line}\n")).collect();
     let config =
         write_local(&dir, NODES, &settings, common.first).configured("--dir and --first")?;
-    mu::config::Config::from_file(&config).configured("--set")?;
+    if let Err(error) = mu::config::Config::from_file(&config) {
+        // They would be in the way of the next attempt.
+        let _ = fs::remove_file(&config);
+        let _ = fs::remove_file(config.with_extension("key"));
+        return Err(error).configured("--set");
+    }
     let plan = Plan {
         program,
         before: vec![verb.into()],
@@ -120,24 +130,36 @@ fn supervise(common: &Common, program: PathBuf, verb: &str, after: Vec<String>) 
     };
     let mut supervisor = Supervisor::start(plan)?;
     let mut show = Show::new(common, &dir);
-    loop {
-        if let Ok(Some(_)) = signals.read_signal() {
-            break;
-        }
-        for happened in supervisor.turn(LOOK)? {
+    let asked = || matches!(signals.read_signal(), Ok(Some(_)));
+    while !asked() {
+        let happened = match supervisor.turn(LOOK) {
+            Ok(happened) => happened,
+            // Ctrl-C goes to the nodes too, which may be quicker than this look.
+            Err(_) if asked() => break,
+            Err(error) => return Err(error),
+        };
+        for happened in happened {
             show.happened(&happened)?;
         }
         show.kill(&mut supervisor)?;
     }
     let ends = supervisor.stop()?;
-    for (id, how) in ends.iter().filter(|(_, how)| !how.success()) {
-        show.say(&format!("node {id} did not end cleanly: {how}"))?;
+    let failed = ends.iter().filter(|(_, how)| !ended_as_asked(*how));
+    let failed: Vec<_> = failed.collect();
+    for (id, how) in &failed {
+        show.say(&format!("node {id} did not end cleanly: {how}"));
     }
-    show.say("all nodes have ended")?;
-    Ok(match ends.iter().all(|(_, how)| how.success()) {
+    show.say("all nodes have ended");
+    Ok(match failed.is_empty() {
         true => Status::Holds,
         false => Status::DoesNotHold,
     })
+}
+
+/// By itself, or by the signal if it was too young to take it.
+fn ended_as_asked(how: ExitStatus) -> bool {
+    let asked = [Signal::SIGINT, Signal::SIGTERM].map(|signal| signal as i32);
+    how.success() || how.signal().is_some_and(|signal| asked.contains(&signal))
 }
 
 /// The folder, with its whole path, since nodes run in others.
@@ -176,35 +198,47 @@ impl Show {
         }
     }
 
-    fn say(&self, what: &str) -> Result<()> {
+    /// Nobody has to listen: the cluster goes on.
+    fn say(&self, what: &str) {
         let line = format!("{:8.3}  {what}\n", self.begin.elapsed().as_secs_f64());
-        if self.json {
-            eprint!("{line}");
-            return Ok(());
-        }
-        print(&line)
+        let _ = match self.json {
+            true => std::io::stderr()
+                .write_all(line.as_bytes())
+                .map_err(anyhow::Error::from),
+            false => print(&line),
+        };
     }
 
     fn happened(&mut self, happened: &Happened) -> Result<()> {
         match happened {
             Happened::Whole(nodes) => {
                 self.whole = Instant::now();
-                if self.announced {
-                    return self.say("all nodes serve again");
+                if !std::mem::replace(&mut self.announced, true) {
+                    return self.ready(nodes);
                 }
-                self.announced = true;
-                self.ready(nodes)
+                self.say("all nodes serve again");
             }
             Happened::Leads { id, gap: Some(gap) } => {
                 let ms = gap.as_secs_f64() * 1000.0;
-                self.say(&format!("node {id} leads, {ms:.3} ms after the kill"))
+                self.say(&format!("node {id} leads, {ms:.3} ms after the kill"));
             }
             Happened::Leads { id, gap: None } => self.say(&format!("node {id} leads")),
             Happened::Ended { id, how } => {
-                self.say(&format!("node {id} ended ({how}); it is started again"))
+                self.say(&format!("node {id} ended ({how}); it is started again"));
             }
+            Happened::NotStarted { id, why } => self.say(&format!(
+                "node {id} could not be started ({why}); it is tried again"
+            )),
             Happened::Back { id, pid } => self.say(&format!("node {id} is back as process {pid}")),
+            Happened::NotWhole { since, nodes } => {
+                self.say(&format!("not ready after {} s:", since.as_secs()));
+                for Laggard { id, role, log } in nodes {
+                    self.say(&format!("node {id}: {role}; it logged last:"));
+                    log.iter().for_each(|line| self.say(&format!("    {line}")));
+                }
+            }
         }
+        Ok(())
     }
 
     fn ready(&self, nodes: &[Address]) -> Result<()> {
@@ -224,12 +258,13 @@ impl Show {
         {
             self.say(&format!(
                 "node {id}, {role}: clients {host}:{port}, process {pid}"
-            ))?;
+            ));
         }
         self.say(&format!(
             "ready; logs in {}; Ctrl-C stops all",
             self.dir.display()
-        ))
+        ));
+        Ok(())
     }
 
     fn kill(&mut self, supervisor: &mut Supervisor) -> Result<()> {
@@ -243,7 +278,7 @@ impl Show {
             self.whole = Instant::now();
             self.say(&format!(
                 "kill -9 of node {id}, which leads (process {pid})"
-            ))?;
+            ));
         }
         Ok(())
     }

@@ -229,9 +229,20 @@ impl<S: StateMachine> Replica<S> {
     /// [`ProposeError::NotLeader`]; [`ProposeError::Overloaded`] if no such follower is up to date;
     /// [`ProposeError::NotHandedOver`] if nothing came of it.
     pub fn transfer(&self, to: Option<ReplicaId>) -> Result<ReplicaId, ProposeError> {
+        self.submit_transfer(to)?.wait()
+    }
+
+    /// The same without waiting: the end is polled or waited for.
+    ///
+    /// # Errors
+    /// [`ProposeError::Overloaded`] or [`ProposeError::Stopped`] at once; the rest comes with the end.
+    pub fn submit_transfer(
+        &self,
+        to: Option<ReplicaId>,
+    ) -> Result<Pending<ReplicaId>, ProposeError> {
         let (pending, answer) = call(ProposeError::Unknown);
         self.ask(Request::Transfer(to, answer))?;
-        pending.wait()
+        Ok(pending)
     }
 
     fn ask(&self, request: Request<S>) -> Result<(), ProposeError> {

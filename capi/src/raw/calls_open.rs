@@ -161,7 +161,8 @@ pub extern "C" fn mu_stop(handle: MuHandle) -> MuResult {
 }
 
 /// Stops the replica if it runs, waits for its threads and frees what it has. When this returns no callback runs any
-/// more, and every later call with the handle is answered with MU_CLOSED.
+/// more, and every later call with the handle is answered with MU_CLOSED. Calls that other threads are inside of get
+/// their outcome.
 #[unsafe(no_mangle)]
 pub extern "C" fn mu_close(handle: MuHandle) -> MuResult {
     outside(|| {

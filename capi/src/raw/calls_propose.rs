@@ -12,7 +12,8 @@ use crate::table;
 
 /// Proposes a command and waits until it is decided and applied here, for at most `timeout_us` microseconds (negative:
 /// for as long as it takes). `client` 0 has no session; else a retry with the same `client` and `sequence`, here or at
-/// another replica, is applied once. `reply` may be NULL.
+/// another replica, is applied once. `reply` may be NULL. Neither it nor its buffer may overlap `data`: that is
+/// answered with MU_INVALID_ARGUMENT.
 ///
 /// # Safety
 /// `data` is NULL or points to `len` bytes, `reply` is NULL or points to the structure and that to its buffer.
@@ -28,7 +29,9 @@ pub unsafe extern "C" fn mu_propose(
 ) -> MuResult {
     outside(|| {
         // SAFETY: as promised.
-        let (command, reply) = unsafe { (bytes(data, len, "data")?, ReplyTo::new(reply)?) };
+        let command = unsafe { bytes(data, len, "data") }?;
+        // SAFETY: as promised.
+        let reply = unsafe { ReplyTo::new(reply, command) }?;
         let instance = table::get(handle)?;
         let mut take = |index: u64, bytes: &[u8]| reply.put(index, bytes);
         let until = deadline(timeout_us);
@@ -86,7 +89,7 @@ pub unsafe extern "C" fn mu_poll(
 ) -> MuResult {
     outside(|| {
         // SAFETY: as promised.
-        let reply = unsafe { ReplyTo::new(reply) }?;
+        let reply = unsafe { ReplyTo::new(reply, &[]) }?;
         let done = table::get(handle)?.wait(ticket, deadline(timeout_us))?;
         reply.put(done.index, &done.reply)
     })

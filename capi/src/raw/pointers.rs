@@ -9,17 +9,20 @@ use crate::scope;
 
 /// Runs a call's body. No unwinding gets past this.
 pub(super) fn border(body: impl FnOnce() -> Result<(), Fault>) -> MuResult {
-    let fault = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return MU_OK,
-        Ok(Err(fault)) => fault,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Fault::new(MU_INTERNAL, text.unwrap_or("a panic without words"))
-        }
+    let ended = || {
+        let fault = match catch_unwind(AssertUnwindSafe(body)) {
+            Ok(Ok(())) => return MU_OK,
+            Ok(Err(fault)) => fault,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                Fault::new(MU_INTERNAL, text.unwrap_or("a panic without words"))
+            }
+        };
+        keep(fault.text);
+        fault.code
     };
-    keep(fault.text);
-    fault.code
+    catch_unwind(AssertUnwindSafe(ended)).unwrap_or(MU_INTERNAL)
 }
 
 /// The same for calls that a callback must not make.
@@ -159,6 +162,14 @@ impl Buffer {
     }
 }
 
+/// Whether bytes that are read and memory that is written to have a byte in common.
+fn overlap(bytes: &[u8], address: usize, len: usize) -> bool {
+    let start = bytes.as_ptr().addr();
+    let apart =
+        start >= address.saturating_add(len) || address >= start.saturating_add(bytes.len());
+    !(apart || bytes.is_empty() || len == 0)
+}
+
 /// Where a reply goes. NULL in the place of one: the reply is not wanted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +191,7 @@ pub(super) struct ReplyTo(Option<(Buffer, *mut MuReply)>);
 impl ReplyTo {
     /// # Safety
     /// If it is neither NULL nor misplaced, it points to a reply whose `data` and `capacity` are as for [`Buffer`].
-    pub(super) unsafe fn new(reply: *mut MuReply) -> Result<Self, Fault> {
+    pub(super) unsafe fn new(reply: *mut MuReply, command: &[u8]) -> Result<Self, Fault> {
         if reply.is_null() {
             return Ok(Self(None));
         }
@@ -191,6 +202,12 @@ impl ReplyTo {
         let (data, capacity) = unsafe { ((*reply).data, (*reply).capacity) };
         // SAFETY: as promised.
         let buffer = unsafe { Buffer::new(data, capacity, "reply.data") }?;
+        if overlap(command, data.addr(), capacity) {
+            return Err(Fault::argument("data and reply.data overlap"));
+        }
+        if overlap(command, reply.addr(), size_of::<MuReply>()) {
+            return Err(Fault::argument("data and reply overlap"));
+        }
         let this = Self(Some((buffer, reply)));
         this.set(0, 0);
         Ok(this)

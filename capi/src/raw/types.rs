@@ -13,7 +13,8 @@ pub type MuSink = u64;
 /// Where a callback reads from. Good until it returns, on its thread.
 pub type MuSource = u64;
 
-/// The version of this interface. `mu_abi_version` says what the library has.
+/// The version of this interface. `mu_abi_version` says what the library has. It is raised by every change that a
+/// program would have to be compiled anew for, such as a further member of a structure: there is none without it.
 pub const MU_ABI_VERSION: u32 = 1;
 /// The leader is not known.
 pub const MU_NO_LEADER: u8 = 255;

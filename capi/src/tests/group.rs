@@ -227,6 +227,15 @@ impl Group {
         }
     }
 
+    /// Until one can be missed: a replica that started late, beside others with a history, has no vote at first.
+    pub(super) fn all_vote(&self) {
+        let votes = |counter: &Arc<Counter>| {
+            let roles = counter.roles.lock().expect("no panic");
+            roles.last().is_some_and(|role| role.voter == 1)
+        };
+        self.until("all vote", || self.counters.iter().all(votes));
+    }
+
     /// What every replica was told of its part.
     fn told(&self) -> String {
         let roles = |counter: &Arc<Counter>| counter.roles.lock().expect("no panic").clone();

@@ -14,6 +14,7 @@ use crate::raw::calls_data::{mu_left, mu_read, mu_write};
 use crate::raw::calls_open::*;
 use crate::raw::calls_propose::*;
 use crate::raw::calls_state::*;
+use crate::raw::pointers::MuReply;
 use crate::raw::types::*;
 
 #[test]
@@ -89,6 +90,44 @@ fn null_and_nonsense_are_invalid_arguments() {
     let big = vec![1; 1 << 20];
     group.leader();
     assert_eq!(propose(handle, 0, 0, &big, -1).0, MU_TOO_LARGE);
+}
+
+#[test]
+fn a_reply_over_its_command_is_refused() {
+    let group = Group::start(1, MU_MODE_THREADED);
+    let handle = group.handles[group.leader()];
+    let mut memory = [1_u8; 32];
+    let start = memory.as_mut_ptr();
+    let over = |data: usize, len: usize, to: usize, capacity: usize| {
+        let mut reply = MuReply {
+            data: start.wrapping_add(to),
+            capacity,
+            len: 0,
+            index: 0,
+        };
+        let data = start.wrapping_add(data);
+        // SAFETY: both are inside of the memory.
+        unsafe { mu_propose(handle, 0, 0, data, len, PATIENCE_US, &mut reply) }
+    };
+    for (data, len, to, capacity) in [(0, 4, 0, 8), (7, 1, 0, 8), (0, 16, 4, 8), (8, 2, 9, 8)] {
+        assert_eq!(over(data, len, to, capacity), MU_INVALID_ARGUMENT);
+        assert!(last_error().contains("overlap"), "{}", last_error());
+    }
+    assert_eq!(over(8, 1, 0, 8), MU_OK, "side by side");
+    assert_eq!(over(0, 1, 1, 8), MU_OK, "side by side");
+    assert_eq!(over(0, 1, 0, 0), MU_TRUNCATED, "no room is nowhere");
+    // SAFETY: the structure is there; it is read as the command that it would be.
+    let code = unsafe {
+        let mut reply = MuReply {
+            data: start,
+            capacity: 8,
+            len: 0,
+            index: 0,
+        };
+        let to: *mut MuReply = &mut reply;
+        mu_propose(handle, 0, 0, to.cast(), 1, PATIENCE_US, to)
+    };
+    assert_eq!(code, MU_INVALID_ARGUMENT);
 }
 
 #[test]
@@ -190,6 +229,7 @@ fn two_threads_in_one_stepped_replica_are_one_too_many() {
 fn a_snapshot_that_is_refused_is_asked_for_again() {
     let mut group = Group::start(3, MU_MODE_THREADED);
     assert_eq!(group.add(1, 1), 1);
+    group.all_vote();
     let away = (group.leader() + 1) % 3;
     assert_eq!(mu_close(group.handles[away]), MU_OK);
     // More than the log holds, so that it cannot come back by the log alone.

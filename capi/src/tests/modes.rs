@@ -127,6 +127,7 @@ fn the_programs_own_thread_replicates() {
 fn a_stopped_leader_is_followed_by_another_and_comes_back() {
     let mut group = Group::start(3, MU_MODE_THREADED);
     assert_eq!(group.add(1, 1), 1);
+    group.all_vote();
     let old = group.leader();
     let handle = group.handles[old];
     assert_eq!(mu_stop(handle), MU_OK);
@@ -183,9 +184,7 @@ fn leadership_is_handed_over_and_status_says_so() {
     let group = Group::start(3, MU_MODE_THREADED);
     assert_eq!(group.add(1, 1), 1);
     let old = group.leader();
-    group.until("all vote", || {
-        group.handles.iter().all(|h| status(*h).voter == 1)
-    });
+    group.all_vote();
     let mut chosen = 99;
     // SAFETY: the memory is there.
     let code = unsafe { mu_transfer(group.handles[old], MU_NO_LEADER, &mut chosen) };
