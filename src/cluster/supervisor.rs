@@ -201,12 +201,12 @@ impl Supervisor {
     fn start_again(&mut self, happened: &mut Vec<Happened>) {
         let now = Instant::now();
         for node in &mut self.nodes {
-            if node.again.is_some_and(|at| at <= now) {
-                if let Err(error) = node.start(&self.plan, false, &self.to) {
-                    node.plan_start();
-                    let (id, why) = (node.id, format!("{error:#}"));
-                    happened.push(Happened::NotStarted { id, why });
-                }
+            if node.again.is_some_and(|at| at <= now)
+                && let Err(error) = node.start(&self.plan, false, &self.to)
+            {
+                node.plan_start();
+                let (id, why) = (node.id, format!("{error:#}"));
+                happened.push(Happened::NotStarted { id, why });
             }
         }
     }
