@@ -47,6 +47,9 @@ const DEBUG: [&str; 12] = [
     "log",
 ];
 
+/// PSYNC, the stream and the offset: what a replica says.
+const PSYNC_COUNT: usize = 3;
+
 const FIXED_WHY: &str = "mu sets this for every node, and a change would break its promise";
 const PASSWORD_WHY: &str =
     "requirepass stands for a replicated change of the user default: set it alone";
@@ -64,7 +67,7 @@ fn is(argument: &[u8], word: &str) -> bool {
 pub(crate) fn judge<'a>(count: usize, argument: impl Fn(usize) -> &'a [u8]) -> Verdict {
     let name = argument(0);
     match name.first().map(u8::to_ascii_lowercase) {
-        Some(b'a' | b'c' | b'd' | b'f' | b'm' | b'r' | b's') => among(name, count, argument),
+        Some(b'a' | b'c' | b'd' | b'f' | b'm' | b'p' | b'r' | b's') => among(name, count, argument),
         _ => Verdict::Pass,
     }
 }
@@ -74,6 +77,8 @@ fn among<'a>(name: &[u8], count: usize, argument: impl Fn(usize) -> &'a [u8]) ->
     match name.len() {
         3 if is(name, "acl") && (is(what(), "setuser") || is(what(), "deluser")) => Verdict::Users,
         3 if is(name, "acl") && is(what(), "load") => Verdict::Refuse(ACL_LOAD_WHY),
+        // Behind the offset stands FAILOVER, which makes a follower's server a primary.
+        5 if is(name, "psync") && count > PSYNC_COUNT => Verdict::Refuse(ROLE_WHY),
         5 if is(name, "debug") && !DEBUG.iter().any(|word| is(what(), word)) => {
             Verdict::Refuse(DEBUG_WHY)
         }
@@ -117,6 +122,8 @@ mod tests {
             "REPLICAOF NO ONE",
             "slaveof 127.0.0.1 1",
             "FAILOVER",
+            "PSYNC 0123 7 FAILOVER",
+            "psync ? -1 failover",
             "DEBUG LOADAOF",
             "DEBUG RELOAD NOSAVE",
             "DEBUG",
@@ -134,6 +141,8 @@ mod tests {
             "MODULE UNLOAD other",
             "",
             "SADD config set",
+            "PSYNC ? -1",
+            "PING a b c",
         ] {
             assert_eq!(judged(line), Verdict::Pass, "{line}");
         }

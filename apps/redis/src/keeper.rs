@@ -27,6 +27,7 @@ pub(crate) fn run(node: &'static Node) {
         if node.mode() == Mode::Follower && node.leads() {
             promote(node);
         }
+        watch(node);
         // One that gets another dataset has no role for a while, and tells it again.
         let now = told_role(node);
         if let Some(role) = now
@@ -36,6 +37,19 @@ pub(crate) fn run(node: &'static Node) {
         }
         told = now;
         node.wait(LOOK);
+    }
+}
+
+/// Ends the process if its server has become a primary by any other way than this: it would answer to writes that
+/// nobody decides.
+fn watch(node: &Node) {
+    let begin = Instant::now();
+    let no_use = || node.mode() == Mode::Leader || node.leads() || begin.elapsed() > LOOK;
+    let behind = module_raw::try_with_server(no_use, |server| {
+        node.mode() == Mode::Follower && server.is_primary()
+    });
+    if behind == Some(true) {
+        node::end("the server has become a primary, and this node has not made it one");
     }
 }
 
