@@ -175,6 +175,9 @@ impl Local for Own {
                 return None;
             }
             let file = PathBuf::from(server.setting("dir")?).join(server.setting("dbfilename")?);
+            if node.mode() == Mode::Leader {
+                turn::say_database_again();
+            }
             let rdb = fs::read(&file).ok()?;
             // Nothing of a node lasts: its file is for the other one only.
             let _ = fs::remove_file(&file);
