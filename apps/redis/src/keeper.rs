@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::module::Replication;
 use crate::node::{self, Mode, Node};
 use crate::{hooks_raw, module, module_raw, report};
 
@@ -62,6 +63,14 @@ fn told_role(node: &Node) -> Option<&'static str> {
     }
 }
 
+/// What a look at the server gave.
+enum Found {
+    Turned,
+    NotYet(Replication),
+    /// The proof is void: another replica has led since.
+    Void,
+}
+
 /// Makes the server a primary, or gives up as the node does not lead any more.
 fn promote(node: &Node) {
     // What was decided by earlier leaders ends here: what follows can only be decided by this node.
@@ -74,20 +83,33 @@ fn promote(node: &Node) {
     };
     let (mut pause, mut since) = (PAUSE, Instant::now());
     while node.leads() {
-        let state = module_raw::with_server(|server| {
+        let found = module_raw::with_server(|server| {
+            // The office may be lost while this thread waits for the lock, and then another leader's bytes may come.
+            if !node.leads() || node.position() != position {
+                return Found::Void;
+            }
             let state = server.replication();
             if state.position != Some(position) || state.file_in_the_making {
-                return Some(state);
+                return Found::NotYet(state);
             }
-            node.lead();
+            if !node.lead(position) {
+                return Found::Void;
+            }
             if let Err(why) = server.become_primary() {
                 node::end(&format!("REPLICAOF NO ONE: {why}"));
             }
-            None
+            Found::Turned
         });
-        let Some(state) = state else {
-            tracing::info!(position, "this server is the primary");
-            return;
+        let state = match found {
+            Found::NotYet(state) => state,
+            Found::Turned => {
+                tracing::info!(position, "this server is the primary");
+                return;
+            }
+            Found::Void => {
+                tracing::info!(position, "not a primary: the office was lost");
+                return;
+            }
         };
         if since.elapsed() > COMPLAIN {
             since = Instant::now();

@@ -149,16 +149,26 @@ impl Node {
     /// What the server is.
     #[inline]
     pub(crate) fn mode(&self) -> Mode {
-        match self.mode.load(Ordering::Acquire) {
+        match self.mode.load(Ordering::SeqCst) {
             0 => Mode::Follower,
             _ => Mode::Leader,
         }
     }
 
-    /// The server becomes a primary. Called while it stands still.
-    pub(crate) fn lead(&self) {
-        self.mode.store(1, Ordering::Release);
-        self.feed.lead();
+    /// The server, which has applied the stream up to `position`, becomes a primary. Called while it stands still, so
+    /// this node decides nothing meanwhile. False, and nothing changes, if the stream has gone on: another one leads.
+    ///
+    /// The office may be lost at any point in here. Before the feed's answer another leader's bytes are seen by it;
+    /// after it either this sees that this node does not lead any more, or [`note`](Self::note) sees the primary.
+    pub(crate) fn lead(&self, position: u64) -> bool {
+        if !self.feed.lead(position) {
+            return false;
+        }
+        self.mode.store(1, Ordering::SeqCst);
+        if !self.leads() || self.position() != position {
+            end("another replica leads since the server was about to become a primary");
+        }
+        true
     }
 
     /// How long the stream is here.
@@ -168,7 +178,7 @@ impl Node {
 
     /// Whether the replica leads.
     pub(crate) fn leads(&self) -> bool {
-        self.leads.load(Ordering::Acquire)
+        self.leads.load(Ordering::SeqCst)
     }
 
     /// Waits until something changed, for a while at most.
@@ -264,13 +274,14 @@ impl Node {
         }
     }
 
-    /// Takes in whether the replica leads.
+    /// Takes in whether the replica leads. A primary without its office ends, whenever it became one.
     fn note(&self, leads: bool) {
-        if self.leads.swap(leads, Ordering::AcqRel) == leads {
-            return;
-        }
+        let before = self.leads.swap(leads, Ordering::SeqCst);
         if !leads && self.mode() == Mode::Leader && self.setup.fault != Some(Fault::UnprovedRead) {
             end("another replica leads");
+        }
+        if before == leads {
+            return;
         }
         let _guard = self
             .changed
