@@ -55,6 +55,10 @@ const PASSWORD_WHY: &str =
     "requirepass stands for a replicated change of the user default: set it alone";
 const ROLE_WHY: &str = "mu decides who is the primary; to hand over, stop the primary's process";
 const DEBUG_WHY: &str = "this part of DEBUG changes data behind the log's back";
+const SCRIPT_DEBUG_WHY: &str =
+    "a script that is debugged answers in the middle of a turn, before what it did is decided";
+const REWRITE_WHY: &str =
+    "mu makes this server's settings anew at every start; keep your own in a file behind --";
 const ACL_LOAD_WHY: &str = "ACL LOAD changes this node only: use ACL SETUSER, which is replicated";
 const UNLOAD_WHY: &str = "without the module mu this server would not be replicated";
 
@@ -82,6 +86,10 @@ fn among<'a>(name: &[u8], count: usize, argument: impl Fn(usize) -> &'a [u8]) ->
         5 if is(name, "debug") && !DEBUG.iter().any(|word| is(what(), word)) => {
             Verdict::Refuse(DEBUG_WHY)
         }
+        6 if is(name, "script") && is(what(), "debug") && !is(argument(2), "no") => {
+            Verdict::Refuse(SCRIPT_DEBUG_WHY)
+        }
+        6 if is(name, "config") && is(what(), "rewrite") => Verdict::Refuse(REWRITE_WHY),
         6 if is(name, "config") && is(what(), "set") => {
             let sets = |word: &str| (2..count).step_by(2).any(|n| is(argument(n), word));
             if FIXED.iter().any(|word| sets(word)) {
@@ -128,6 +136,9 @@ mod tests {
             "DEBUG RELOAD NOSAVE",
             "DEBUG",
             "MODULE UNLOAD mu",
+            "SCRIPT DEBUG YES",
+            "script debug sync",
+            "CONFIG REWRITE",
             "ACL LOAD",
         ] {
             assert!(matches!(judged(line), Verdict::Refuse(_)), "{line}");
@@ -143,6 +154,9 @@ mod tests {
             "SADD config set",
             "PSYNC ? -1",
             "PING a b c",
+            "SCRIPT DEBUG NO",
+            "SCRIPT LOAD debug",
+            "CONFIG RESETSTAT",
         ] {
             assert_eq!(judged(line), Verdict::Pass, "{line}");
         }
