@@ -231,9 +231,17 @@ pub(crate) fn set_users(lines: &[Vec<u8>]) -> Result<(), String> {
     })
 }
 
+fn changes_users(what: &[u8]) -> bool {
+    what.eq_ignore_ascii_case(b"setuser") || what.eq_ignore_ascii_case(b"deluser")
+}
+
 /// `ACL SETUSER` and `ACL DELUSER`: carried out, and put into the stream. Of a user the stream gets the result and not
 /// the rules that led there, so no password stands in it, and it is the same everywhere.
 pub(crate) fn change_users(server: &Server, arguments: &[&[u8]]) -> Reply {
+    // `mu.acl` is a command that clients can say themselves.
+    if !arguments.first().is_some_and(|what| changes_users(what)) {
+        return Reply::Error("ERR expected setuser or deluser: use ACL".into());
+    }
     let leads = node::get().is_some_and(|node| node.mode() == Mode::Leader);
     let call = [&[b"ACL".as_slice()], arguments].concat();
     let reply = server.call(&call, leads);
@@ -320,5 +328,13 @@ mod tests {
             b"setuser a reset on #12 ~x* resetchannels -@all +get (%R~k +set)"
         );
         assert!(set_user(&words(b"user")).is_empty());
+    }
+
+    #[test]
+    fn users_are_changed_by_two_words_only() {
+        assert!(changes_users(b"SetUser") && changes_users(b"deluser"));
+        for word in [&b"load"[..], b"save", b"log", b"genpass", b""] {
+            assert!(!changes_users(word), "{}", String::from_utf8_lossy(word));
+        }
     }
 }
