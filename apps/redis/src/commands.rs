@@ -14,7 +14,7 @@ pub(crate) enum Verdict {
 }
 
 /// Settings on which the promise rests; they are made by `mu redis`.
-const FIXED: [&str; 14] = [
+const FIXED: [&str; 19] = [
     "appendonly",
     "appendfsync",
     "no-appendfsync-on-rewrite",
@@ -29,6 +29,11 @@ const FIXED: [&str; 14] = [
     "masterauth",
     "masteruser",
     "repl-timeout",
+    "replica-ignore-maxmemory",
+    "slave-ignore-maxmemory",
+    "tls-replication",
+    "crash-log-enabled",
+    "crash-memcheck-enabled",
 ];
 
 /// Parts of DEBUG that change nothing behind the log's back.
@@ -139,6 +144,8 @@ mod tests {
             "SCRIPT DEBUG YES",
             "script debug sync",
             "CONFIG REWRITE",
+            "CONFIG SET slave-ignore-maxmemory no",
+            "CONFIG SET maxmemory 1 crash-memcheck-enabled yes",
             "ACL LOAD",
         ] {
             assert!(matches!(judged(line), Verdict::Refuse(_)), "{line}");

@@ -245,7 +245,11 @@ fn say(ctx: Ctx, reply: &Reply) {
     }
 }
 
-extern "C" fn info(ctx: *mut c_void, _: c_int) {
+extern "C" fn info(ctx: *mut c_void, for_crash_report: c_int) {
+    if for_crash_report != 0 {
+        // The thread that crashed may hold a lock that this would wait for.
+        return;
+    }
     // SAFETY: the server's functions with this call's context; it copies the texts.
     unsafe { (api().info_section)(ctx, c"".as_ptr()) };
     module::info(&mut |name: &CStr, value: module::Figure<'_>| {
