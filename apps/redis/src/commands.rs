@@ -11,6 +11,8 @@ pub(crate) enum Verdict {
     Password,
     /// Refused, and why.
     Refuse(&'static str),
+    /// The same at a follower's server only.
+    RefuseAtFollower(&'static str),
 }
 
 /// Settings on which the promise rests; they are made by `mu redis`.
@@ -62,6 +64,8 @@ const ROLE_WHY: &str = "mu decides who is the primary; to hand over, stop the pr
 const DEBUG_WHY: &str = "this part of DEBUG changes data behind the log's back";
 const SCRIPT_DEBUG_WHY: &str =
     "a script that is debugged answers in the middle of a turn, before what it did is decided";
+const PAUSE_WHY: &str =
+    "a follower that is paused cannot become the primary in time: pause at the primary";
 const REWRITE_WHY: &str =
     "mu makes this server's settings anew at every start; keep your own in a file behind --";
 const ACL_LOAD_WHY: &str = "ACL LOAD changes this node only: use ACL SETUSER, which is replicated";
@@ -91,6 +95,7 @@ fn among<'a>(name: &[u8], count: usize, argument: impl Fn(usize) -> &'a [u8]) ->
         5 if is(name, "debug") && !DEBUG.iter().any(|word| is(what(), word)) => {
             Verdict::Refuse(DEBUG_WHY)
         }
+        6 if is(name, "client") && is(what(), "pause") => Verdict::RefuseAtFollower(PAUSE_WHY),
         6 if is(name, "script") && is(what(), "debug") && !is(argument(2), "no") => {
             Verdict::Refuse(SCRIPT_DEBUG_WHY)
         }
@@ -167,6 +172,11 @@ mod tests {
         ] {
             assert_eq!(judged(line), Verdict::Pass, "{line}");
         }
+        assert!(matches!(
+            judged("Client Pause 1000"),
+            Verdict::RefuseAtFollower(_)
+        ));
+        assert_eq!(judged("CLIENT UNPAUSE"), Verdict::Pass);
         assert_eq!(judged("config set RequirePass x"), Verdict::Password);
         for line in ["ACL SETUSER a on", "acl DelUser a"] {
             assert_eq!(judged(line), Verdict::Users, "{line}");

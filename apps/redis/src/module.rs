@@ -231,6 +231,11 @@ pub(crate) fn set_users(lines: &[Vec<u8>]) -> Result<(), String> {
     })
 }
 
+/// Whether this node has made its server a primary.
+pub(crate) fn is_primary() -> bool {
+    node::get().is_some_and(|node| node.mode() == Mode::Leader)
+}
+
 fn changes_users(what: &[u8]) -> bool {
     what.eq_ignore_ascii_case(b"setuser") || what.eq_ignore_ascii_case(b"deluser")
 }
@@ -242,7 +247,7 @@ pub(crate) fn change_users(server: &Server, arguments: &[&[u8]]) -> Reply {
     if !arguments.first().is_some_and(|what| changes_users(what)) {
         return Reply::Error("ERR expected setuser or deluser: use ACL".into());
     }
-    let leads = node::get().is_some_and(|node| node.mode() == Mode::Leader);
+    let leads = is_primary();
     let call = [&[b"ACL".as_slice()], arguments].concat();
     let reply = server.call(&call, leads);
     if !leads || matches!(reply, Reply::Error(_)) {

@@ -200,7 +200,8 @@ extern "C" fn filter(command: *mut c_void) {
                     (api.filter_insert)(command, 3, string(b"resetpass"));
                 }
             }
-            Verdict::Refuse(why) => {
+            Verdict::RefuseAtFollower(_) if module::is_primary() => {}
+            Verdict::Refuse(why) | Verdict::RefuseAtFollower(why) => {
                 (api.filter_insert)(command, 1, string(why.as_bytes()));
                 (api.filter_replace)(command, 0, string(b"mu.refuse"));
             }

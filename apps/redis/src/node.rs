@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mu::config::Config;
 use mu::control::new_incarnation;
@@ -33,6 +33,9 @@ pub(crate) const ENDED: i32 = 75;
 
 /// The status of a process whose settings are wrong; starting it again would not help.
 pub(crate) const MISCONFIGURED: i32 = 78;
+
+/// A node that leads so long while its server is no primary gives the leadership to another one.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A follower looks for decided bytes so often. Whatever concerns the leadership wakes it.
 const FOLLOWER_NS: u64 = 1_000_000;
@@ -244,6 +247,7 @@ impl Node {
     /// The thread that polls.
     fn run(&self, mut pacer: Pacer, longest_ns: u64) {
         sleep_precisely();
+        let mut waits_since = None;
         loop {
             let (pace, leads, follows, stopped) = {
                 let mut engine = self.engine();
@@ -258,6 +262,7 @@ impl Node {
                 end(&format!("the replica has stopped: {why}"));
             }
             self.note(leads);
+            self.give_up(leads, &mut waits_since);
             let pumped = self.feed.pump();
             let now_ns = monotonic_ns();
             let worked = pace.worked || pumped;
@@ -270,6 +275,28 @@ impl Node {
                 Rest::Spin => std::hint::spin_loop(),
                 Rest::Yield => thread::yield_now(),
                 Rest::Sleep { ns } => self.handle.sleep(ns, || false),
+            }
+        }
+    }
+
+    /// Hands the leadership over if the server does not become a primary. This is no business of the keeper, which may
+    /// be waiting for a server that stands still.
+    fn give_up(&self, leads: bool, since: &mut Option<Instant>) {
+        if !leads || self.mode() == Mode::Leader {
+            *since = None;
+            return;
+        }
+        let begin = since.get_or_insert_with(Instant::now);
+        if begin.elapsed() < PATIENCE {
+            return;
+        }
+        *begin = Instant::now();
+        match self.engine().hand_over() {
+            Ok(()) => {
+                tracing::warn!("the server does not become a primary: another one is to lead")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the server does not become a primary, and no other can lead");
             }
         }
     }
