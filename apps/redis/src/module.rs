@@ -148,8 +148,9 @@ pub(crate) fn misconfigured() -> Option<String> {
     })
 }
 
-/// A primary's turn is waited for so long.
-const PRIMARY: Duration = Duration::from_millis(20);
+/// A turn is waited for so long, for which the replica stands still: at the leader, and at a follower.
+const LEADERS: Duration = Duration::from_millis(20);
+const FOLLOWERS: Duration = Duration::from_millis(500);
 
 /// This process's server.
 struct Own;
@@ -164,7 +165,13 @@ impl Local for Own {
         // A primary may be waiting for the thread that this is called on. Otherwise it rests between two turns, all of
         // which are decided, so it can give its dataset too; whoever asks prefers a follower.
         let begin = Instant::now();
-        let no_use = || node.mode() == Mode::Leader && begin.elapsed() > PRIMARY;
+        let no_use = || {
+            let most = match node.leads() {
+                true => LEADERS,
+                false => FOLLOWERS,
+            };
+            begin.elapsed() > most
+        };
         try_with_server(no_use, |server| {
             let position = match node.mode() {
                 Mode::Leader => node.position(),
