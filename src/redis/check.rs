@@ -11,6 +11,8 @@ use anyhow::{Result, bail};
 const OBJECT: &str = "libmu_redis.so";
 /// The version whose order of execution, append-only file and replication the object is made for.
 const VERSION: &str = "7.0.";
+/// What makes a path a pattern of paths for redis-server.
+const PATTERN: [char; 3] = ['*', '?', '['];
 /// Configuration files that include each other are followed so deep.
 const INCLUDES_MAX: usize = 8;
 
@@ -74,6 +76,31 @@ const SETTINGS: &[Setting] = &[
         "slave-read-only",
         &["yes"],
         "a follower that is written to differs from the others",
+    ),
+    setting(
+        "replica-ignore-maxmemory",
+        &["yes"],
+        "a follower that evicts keys by itself differs from the others",
+    ),
+    setting(
+        "slave-ignore-maxmemory",
+        &["yes"],
+        "a follower that evicts keys by itself differs from the others",
+    ),
+    setting(
+        "tls-replication",
+        &["no"],
+        "a follower's server is fed by its own node, in plain text",
+    ),
+    setting(
+        "crash-log-enabled",
+        &["no"],
+        "a primary that crashes has to be gone at once",
+    ),
+    setting(
+        "crash-memcheck-enabled",
+        &["no"],
+        "the test writes over memory that the node's threads still use",
     ),
     setting("replicaof", NODES, "mu decides who is the primary"),
     setting("slaveof", NODES, "mu decides who is the primary"),
@@ -173,6 +200,15 @@ pub(crate) fn arguments(arguments: &[String]) -> Result<()> {
 }
 
 fn file(path: &Path, depth: usize) -> Result<()> {
+    if path
+        .to_string_lossy()
+        .contains(|letter| PATTERN.contains(&letter))
+    {
+        bail!(
+            "{}: this is a pattern, and which files it means may change: expected one file",
+            path.display()
+        );
+    }
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => bail!(
@@ -198,7 +234,15 @@ fn file(path: &Path, depth: usize) -> Result<()> {
 
 fn judge(name: &str, value: &str, place: &str, depth: usize) -> Result<()> {
     let name = name.to_ascii_lowercase();
-    if name == "include" && depth < INCLUDES_MAX && !value.contains('*') {
+    if name.contains(|letter: char| !letter.is_ascii_alphanumeric() && !"-_.".contains(letter)) {
+        bail!("{place}: {name:?}: expected the name of a setting, without quotes and alone");
+    }
+    if name == "include" && depth == INCLUDES_MAX {
+        bail!(
+            "{place}: include: expected files that include each other at most {INCLUDES_MAX} deep"
+        );
+    }
+    if name == "include" {
         return file(Path::new(value.trim_matches('"')), depth + 1);
     }
     let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
@@ -242,6 +286,13 @@ mod tests {
             "--rename-command SAVE x",
             "--sentinel",
             "--aof-timestamp-enabled yes",
+            "--replica-ignore-maxmemory no",
+            "--tls-replication yes",
+            "--crash-log-enabled yes",
+            "--\"appendonly\" no",
+            "--append'only' no",
+            "--include a*.conf",
+            "--include a[b].conf",
             "appendonly no",
         ] {
             let error = judged(line).expect_err(line).to_string();
@@ -257,9 +308,12 @@ mod tests {
             "--maxmemory 1gb --appendonly yes --appendfsync always",
             "--io-threads 1",
             "--save",
+            "--tls-replication no --module.setting_a 1",
         ] {
             judged(line).expect(line);
         }
+        let alone = ["--appendonly no".to_owned()];
+        assert!(arguments(&alone).is_err(), "two words in one argument");
     }
 
     #[test]
@@ -278,5 +332,21 @@ mod tests {
             error.contains("inner.conf:3") && error.contains("set it to always"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn files_are_followed_no_deeper_than_they_are_looked_at() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |n: usize| dir.path().join(format!("{n}.conf"));
+        let chain = |last: usize| {
+            for n in 0..last {
+                fs::write(at(n), format!("include {}\n", at(n + 1).display())).expect("written");
+            }
+            fs::write(at(last), "appendfsync no\n").expect("written");
+            let error = arguments(&[at(0).display().to_string()]).expect_err("refused");
+            error.to_string()
+        };
+        assert!(chain(INCLUDES_MAX).contains("set it to always"));
+        assert!(chain(INCLUDES_MAX + 1).contains("deep"));
     }
 }

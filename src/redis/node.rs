@@ -107,7 +107,8 @@ impl Plan {
         })
     }
 
-    /// What the server has to be told; it comes last, so it counts.
+    /// What the server has to be told; it comes last, so it counts. A primary that crashes has to be gone at once: its
+    /// report takes time, and its test of the memory writes over what the node's threads still use.
     fn write_settings(&self, feeder: &SocketAddr, secret: &str) -> Result<PathBuf> {
         let path = self.dir.join("mu.conf");
         let text = format!(
@@ -117,7 +118,8 @@ impl Plan {
              aof-timestamp-enabled no\nsave \"\"\nstop-writes-on-bgsave-error no\n\
              replicaof {} {}\nmasterauth {secret}\nreplica-read-only yes\nreplica-serve-stale-data yes\n\
              repl-timeout 1000000000\nrepl-diskless-load on-empty-db\nshutdown-timeout 0\n\
-             cluster-enabled no\nio-threads 1\nloadmodule {}\n",
+             cluster-enabled no\nio-threads 1\nreplica-ignore-maxmemory yes\n\
+             crash-log-enabled no\ncrash-memcheck-enabled no\nloadmodule {}\n",
             self.client.ip(),
             self.client.port(),
             quoted(&self.dir),

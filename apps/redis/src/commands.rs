@@ -11,10 +11,12 @@ pub(crate) enum Verdict {
     Password,
     /// Refused, and why.
     Refuse(&'static str),
+    /// The same at a follower's server only.
+    RefuseAtFollower(&'static str),
 }
 
 /// Settings on which the promise rests; they are made by `mu redis`.
-const FIXED: [&str; 14] = [
+const FIXED: [&str; 19] = [
     "appendonly",
     "appendfsync",
     "no-appendfsync-on-rewrite",
@@ -29,6 +31,11 @@ const FIXED: [&str; 14] = [
     "masterauth",
     "masteruser",
     "repl-timeout",
+    "replica-ignore-maxmemory",
+    "slave-ignore-maxmemory",
+    "tls-replication",
+    "crash-log-enabled",
+    "crash-memcheck-enabled",
 ];
 
 /// Parts of DEBUG that change nothing behind the log's back.
@@ -47,11 +54,20 @@ const DEBUG: [&str; 12] = [
     "log",
 ];
 
+/// PSYNC, the stream and the offset: what a replica says.
+const PSYNC_COUNT: usize = 3;
+
 const FIXED_WHY: &str = "mu sets this for every node, and a change would break its promise";
 const PASSWORD_WHY: &str =
     "requirepass stands for a replicated change of the user default: set it alone";
 const ROLE_WHY: &str = "mu decides who is the primary; to hand over, stop the primary's process";
 const DEBUG_WHY: &str = "this part of DEBUG changes data behind the log's back";
+const SCRIPT_DEBUG_WHY: &str =
+    "a script that is debugged answers in the middle of a turn, before what it did is decided";
+const PAUSE_WHY: &str =
+    "a follower that is paused cannot become the primary in time: pause at the primary";
+const REWRITE_WHY: &str =
+    "mu makes this server's settings anew at every start; keep your own in a file behind --";
 const ACL_LOAD_WHY: &str = "ACL LOAD changes this node only: use ACL SETUSER, which is replicated";
 const UNLOAD_WHY: &str = "without the module mu this server would not be replicated";
 
@@ -64,7 +80,7 @@ fn is(argument: &[u8], word: &str) -> bool {
 pub(crate) fn judge<'a>(count: usize, argument: impl Fn(usize) -> &'a [u8]) -> Verdict {
     let name = argument(0);
     match name.first().map(u8::to_ascii_lowercase) {
-        Some(b'a' | b'c' | b'd' | b'f' | b'm' | b'r' | b's') => among(name, count, argument),
+        Some(b'a' | b'c' | b'd' | b'f' | b'm' | b'p' | b'r' | b's') => among(name, count, argument),
         _ => Verdict::Pass,
     }
 }
@@ -74,9 +90,16 @@ fn among<'a>(name: &[u8], count: usize, argument: impl Fn(usize) -> &'a [u8]) ->
     match name.len() {
         3 if is(name, "acl") && (is(what(), "setuser") || is(what(), "deluser")) => Verdict::Users,
         3 if is(name, "acl") && is(what(), "load") => Verdict::Refuse(ACL_LOAD_WHY),
+        // Behind the offset stands FAILOVER, which makes a follower's server a primary.
+        5 if is(name, "psync") && count > PSYNC_COUNT => Verdict::Refuse(ROLE_WHY),
         5 if is(name, "debug") && !DEBUG.iter().any(|word| is(what(), word)) => {
             Verdict::Refuse(DEBUG_WHY)
         }
+        6 if is(name, "client") && is(what(), "pause") => Verdict::RefuseAtFollower(PAUSE_WHY),
+        6 if is(name, "script") && is(what(), "debug") && !is(argument(2), "no") => {
+            Verdict::Refuse(SCRIPT_DEBUG_WHY)
+        }
+        6 if is(name, "config") && is(what(), "rewrite") => Verdict::Refuse(REWRITE_WHY),
         6 if is(name, "config") && is(what(), "set") => {
             let sets = |word: &str| (2..count).step_by(2).any(|n| is(argument(n), word));
             if FIXED.iter().any(|word| sets(word)) {
@@ -117,10 +140,17 @@ mod tests {
             "REPLICAOF NO ONE",
             "slaveof 127.0.0.1 1",
             "FAILOVER",
+            "PSYNC 0123 7 FAILOVER",
+            "psync ? -1 failover",
             "DEBUG LOADAOF",
             "DEBUG RELOAD NOSAVE",
             "DEBUG",
             "MODULE UNLOAD mu",
+            "SCRIPT DEBUG YES",
+            "script debug sync",
+            "CONFIG REWRITE",
+            "CONFIG SET slave-ignore-maxmemory no",
+            "CONFIG SET maxmemory 1 crash-memcheck-enabled yes",
             "ACL LOAD",
         ] {
             assert!(matches!(judged(line), Verdict::Refuse(_)), "{line}");
@@ -134,9 +164,19 @@ mod tests {
             "MODULE UNLOAD other",
             "",
             "SADD config set",
+            "PSYNC ? -1",
+            "PING a b c",
+            "SCRIPT DEBUG NO",
+            "SCRIPT LOAD debug",
+            "CONFIG RESETSTAT",
         ] {
             assert_eq!(judged(line), Verdict::Pass, "{line}");
         }
+        assert!(matches!(
+            judged("Client Pause 1000"),
+            Verdict::RefuseAtFollower(_)
+        ));
+        assert_eq!(judged("CLIENT UNPAUSE"), Verdict::Pass);
         assert_eq!(judged("config set RequirePass x"), Verdict::Password);
         for line in ["ACL SETUSER a on", "acl DelUser a"] {
             assert_eq!(judged(line), Verdict::Users, "{line}");

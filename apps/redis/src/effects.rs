@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn who_has_nothing_to_give_gives_nothing_that_could_be_taken() {
         let donor = effects(None);
-        donor.feed.lead();
+        assert!(donor.feed.lead(0));
         let mut bytes = Vec::new();
         donor.snapshot(&mut bytes);
         assert!(effects(None).restore(&bytes).is_err());

@@ -17,6 +17,8 @@ pub(crate) trait Engine: Send {
     /// Proves the leadership. Gives the place of the stream that everything decided before is in.
     fn prove(&mut self) -> Result<u64, ProposeError>;
     fn poll(&mut self) -> Pace;
+    /// Begins to hand the leadership to the most advanced follower.
+    fn hand_over(&mut self) -> Result<(), ProposeError>;
     fn leads(&self) -> bool;
     /// Whether it only follows: nobody waits for it.
     fn follows(&self) -> bool;
@@ -97,6 +99,10 @@ impl<C: Context> Engine for Seat<C> {
 
     fn poll(&mut self) -> Pace {
         self.direct.poll(|_| {})
+    }
+
+    fn hand_over(&mut self) -> Result<(), ProposeError> {
+        self.direct.transfer(None).map(drop)
     }
 
     fn leads(&self) -> bool {

@@ -134,12 +134,17 @@ impl Feed {
         }
     }
 
-    /// From here on the own server makes the bytes: nothing is kept any more.
-    pub(crate) fn lead(&self) {
+    /// From here on the own server makes the bytes: nothing is kept any more. False, and nothing changes, if the stream
+    /// does not end at `position`: another leader's bytes came, which the server does not have.
+    pub(crate) fn lead(&self, position: u64) -> bool {
         let mut state = self.lock();
-        state.start = state.end();
+        if state.end() != position {
+            return false;
+        }
+        state.start = position;
         state.bytes = VecDeque::new();
         (state.base, state.link, state.leading) = (None, None, true);
+        true
     }
 
     /// Sends what the connection takes. Whether there was anything.
@@ -331,7 +336,9 @@ mod tests {
     fn a_leader_keeps_nothing() {
         let feed = Feed::new(7);
         feed.reset(Arc::new(Base::empty()), b"ab");
-        feed.lead();
+        assert!(!feed.lead(1), "the server lacks a byte");
+        assert_eq!(feed.tail(0).as_deref(), Some(&b"ab"[..]), "as it was");
+        assert!(feed.lead(2));
         feed.push(b"cde");
         assert_eq!(
             (feed.pending(), feed.tail(5).as_deref()),

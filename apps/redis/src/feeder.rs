@@ -6,11 +6,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use crate::feed::{Base, Resume};
 use crate::module;
 use crate::node::{self, Mode, Node};
 use crate::resp::{self, Next};
+
+/// So long and so much is listened to before it is known that it is the local server.
+const STRANGER: Duration = Duration::from_secs(5);
+const STRANGER_BYTES: usize = 4096;
 
 /// Serves the local server for ever, one connection at a time.
 pub(crate) fn run(node: &'static Node, listener: &TcpListener) {
@@ -35,8 +40,15 @@ fn bad(what: &str) -> io::Error {
 fn serve(node: &Node, mut stream: TcpStream) -> io::Result<()> {
     let mut known = false;
     let mut input = Vec::new();
+    let since = Instant::now();
     let mut buffer = [0; 4096];
     loop {
+        // One connection is served at a time, so a stranger must not keep it.
+        let left = STRANGER.checked_sub(since.elapsed());
+        if !known && (left.is_none() || input.len() > STRANGER_BYTES) {
+            return Err(bad("it does not say who it is"));
+        }
+        stream.set_read_timeout(left.filter(|left| !known && !left.is_zero()))?;
         let n = stream.read(&mut buffer)?;
         if n == 0 {
             return Ok(());

@@ -59,6 +59,18 @@ pub(crate) fn this_thread() -> u64 {
     (unsafe { libc::pthread_self() }) as u64
 }
 
+/// The bytes at a place; none if it is null or there are none.
+///
+/// # Safety
+/// `len` bytes can be read there, for as long as the result is used.
+unsafe fn slice<'a, T>(at: *const T, len: usize) -> &'a [T] {
+    match at.is_null() || len == 0 {
+        true => &[],
+        // SAFETY: as the caller promises.
+        false => unsafe { std::slice::from_raw_parts(at, len) },
+    }
+}
+
 fn opened(path: *const c_char, descriptor: c_long) -> c_int {
     if descriptor >= 0 && !path.is_null() {
         // SAFETY: the kernel has just read this path as a text that ends with a zero.
@@ -157,7 +169,9 @@ pub(crate) unsafe extern "C" fn close(descriptor: c_int) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C" fn dup(from: c_int) -> c_int {
     let to = call!(libc::SYS_dup, from) as c_int;
-    descriptors::set(to, descriptors::get(from));
+    if to >= 0 {
+        descriptors::set(to, descriptors::get(from));
+    }
     to
 }
 
@@ -220,7 +234,9 @@ pub(crate) unsafe extern "C" fn accept4(
         true => Kind::Client,
         false => Kind::Other,
     };
-    descriptors::set(client, kind);
+    if client >= 0 {
+        descriptors::set(client, kind);
+    }
     client
 }
 
@@ -262,9 +278,9 @@ pub(crate) unsafe extern "C" fn write(
     match descriptors::get(descriptor) {
         Kind::Log if turn::is_main() => {
             // SAFETY: the caller gives `len` bytes to be read.
-            let bytes = unsafe { std::slice::from_raw_parts(bytes.cast(), len) };
+            let bytes = unsafe { slice(bytes.cast(), len) };
             turn::collect(bytes);
-            return len as ssize_t;
+            return bytes.len() as ssize_t;
         }
         Kind::Client if turn::is_main() => turn::before_reply(),
         _ => {}
@@ -285,14 +301,13 @@ pub(crate) unsafe extern "C" fn writev(
     match descriptors::get(descriptor) {
         Kind::Log if turn::is_main() => {
             // SAFETY: the caller gives `count` pieces.
-            let pieces = unsafe { std::slice::from_raw_parts(pieces, count as usize) };
+            let pieces = unsafe { slice(pieces, usize::try_from(count).unwrap_or(0)) };
             let mut len = 0;
             for piece in pieces {
                 // SAFETY: each piece is bytes to be read.
-                let bytes =
-                    unsafe { std::slice::from_raw_parts(piece.iov_base.cast(), piece.iov_len) };
+                let bytes = unsafe { slice(piece.iov_base.cast(), piece.iov_len) };
                 turn::collect(bytes);
-                len += piece.iov_len;
+                len += bytes.len();
             }
             return len as ssize_t;
         }

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::module::Replication;
 use crate::node::{self, Mode, Node};
 use crate::{hooks_raw, module, module_raw, report};
 
@@ -27,6 +28,7 @@ pub(crate) fn run(node: &'static Node) {
         if node.mode() == Mode::Follower && node.leads() {
             promote(node);
         }
+        watch(node);
         // One that gets another dataset has no role for a while, and tells it again.
         let now = told_role(node);
         if let Some(role) = now
@@ -39,6 +41,19 @@ pub(crate) fn run(node: &'static Node) {
     }
 }
 
+/// Ends the process if its server has become a primary by any other way than this: it would answer to writes that
+/// nobody decides.
+fn watch(node: &Node) {
+    let begin = Instant::now();
+    let no_use = || node.mode() == Mode::Leader || node.leads() || begin.elapsed() > LOOK;
+    let behind = module_raw::try_with_server(no_use, |server| {
+        node.mode() == Mode::Follower && server.is_primary()
+    });
+    if behind == Some(true) {
+        node::end("the server has become a primary, and this node has not made it one");
+    }
+}
+
 /// What is told of the role: nothing before the server has its dataset.
 fn told_role(node: &Node) -> Option<&'static str> {
     match node.mode() {
@@ -46,6 +61,14 @@ fn told_role(node: &Node) -> Option<&'static str> {
         Mode::Follower if node.feed.has_been_fed() => Some("follower"),
         Mode::Follower => None,
     }
+}
+
+/// What a look at the server gave.
+enum Found {
+    Turned,
+    NotYet(Replication),
+    /// The proof is void: another replica has led since.
+    Void,
 }
 
 /// Makes the server a primary, or gives up as the node does not lead any more.
@@ -60,20 +83,33 @@ fn promote(node: &Node) {
     };
     let (mut pause, mut since) = (PAUSE, Instant::now());
     while node.leads() {
-        let state = module_raw::with_server(|server| {
+        let found = module_raw::with_server(|server| {
+            // The office may be lost while this thread waits for the lock, and then another leader's bytes may come.
+            if !node.leads() || node.position() != position {
+                return Found::Void;
+            }
             let state = server.replication();
             if state.position != Some(position) || state.file_in_the_making {
-                return Some(state);
+                return Found::NotYet(state);
             }
-            node.lead();
+            if !node.lead(position) {
+                return Found::Void;
+            }
             if let Err(why) = server.become_primary() {
                 node::end(&format!("REPLICAOF NO ONE: {why}"));
             }
-            None
+            Found::Turned
         });
-        let Some(state) = state else {
-            tracing::info!(position, "this server is the primary");
-            return;
+        let state = match found {
+            Found::NotYet(state) => state,
+            Found::Turned => {
+                tracing::info!(position, "this server is the primary");
+                return;
+            }
+            Found::Void => {
+                tracing::info!(position, "not a primary: the office was lost");
+                return;
+            }
         };
         if since.elapsed() > COMPLAIN {
             since = Instant::now();

@@ -94,6 +94,16 @@ impl Server {
         }
     }
 
+    /// Whether it says that it is a primary.
+    pub(crate) fn is_primary(&self) -> bool {
+        match self.call(&[b"ROLE"], false) {
+            Reply::Array(said) => {
+                matches!(said.first(), Some(Reply::Text(role)) if role == b"master")
+            }
+            _ => false,
+        }
+    }
+
     /// The lines of `ACL LIST`.
     fn users(&self) -> Vec<Vec<u8>> {
         let lines = match self.call(&[b"ACL", b"LIST"], false) {
@@ -138,8 +148,9 @@ pub(crate) fn misconfigured() -> Option<String> {
     })
 }
 
-/// A primary's turn is waited for so long.
-const PRIMARY: Duration = Duration::from_millis(20);
+/// A turn is waited for so long, for which the replica stands still: at the leader, and at a follower.
+const LEADERS: Duration = Duration::from_millis(20);
+const FOLLOWERS: Duration = Duration::from_millis(500);
 
 /// This process's server.
 struct Own;
@@ -154,7 +165,13 @@ impl Local for Own {
         // A primary may be waiting for the thread that this is called on. Otherwise it rests between two turns, all of
         // which are decided, so it can give its dataset too; whoever asks prefers a follower.
         let begin = Instant::now();
-        let no_use = || node.mode() == Mode::Leader && begin.elapsed() > PRIMARY;
+        let no_use = || {
+            let most = match node.leads() {
+                true => LEADERS,
+                false => FOLLOWERS,
+            };
+            begin.elapsed() > most
+        };
         try_with_server(no_use, |server| {
             let position = match node.mode() {
                 Mode::Leader => node.position(),
@@ -165,6 +182,9 @@ impl Local for Own {
                 return None;
             }
             let file = PathBuf::from(server.setting("dir")?).join(server.setting("dbfilename")?);
+            if node.mode() == Mode::Leader {
+                turn::say_database_again();
+            }
             let rdb = fs::read(&file).ok()?;
             // Nothing of a node lasts: its file is for the other one only.
             let _ = fs::remove_file(&file);
@@ -218,10 +238,23 @@ pub(crate) fn set_users(lines: &[Vec<u8>]) -> Result<(), String> {
     })
 }
 
+/// Whether this node has made its server a primary.
+pub(crate) fn is_primary() -> bool {
+    node::get().is_some_and(|node| node.mode() == Mode::Leader)
+}
+
+fn changes_users(what: &[u8]) -> bool {
+    what.eq_ignore_ascii_case(b"setuser") || what.eq_ignore_ascii_case(b"deluser")
+}
+
 /// `ACL SETUSER` and `ACL DELUSER`: carried out, and put into the stream. Of a user the stream gets the result and not
 /// the rules that led there, so no password stands in it, and it is the same everywhere.
 pub(crate) fn change_users(server: &Server, arguments: &[&[u8]]) -> Reply {
-    let leads = node::get().is_some_and(|node| node.mode() == Mode::Leader);
+    // `mu.acl` is a command that clients can say themselves.
+    if !arguments.first().is_some_and(|what| changes_users(what)) {
+        return Reply::Error("ERR expected setuser or deluser: use ACL".into());
+    }
+    let leads = is_primary();
     let call = [&[b"ACL".as_slice()], arguments].concat();
     let reply = server.call(&call, leads);
     if !leads || matches!(reply, Reply::Error(_)) {
@@ -307,5 +340,13 @@ mod tests {
             b"setuser a reset on #12 ~x* resetchannels -@all +get (%R~k +set)"
         );
         assert!(set_user(&words(b"user")).is_empty());
+    }
+
+    #[test]
+    fn users_are_changed_by_two_words_only() {
+        assert!(changes_users(b"SetUser") && changes_users(b"deluser"));
+        for word in [&b"load"[..], b"save", b"log", b"genpass", b""] {
+            assert!(!changes_users(word), "{}", String::from_utf8_lossy(word));
+        }
     }
 }

@@ -200,7 +200,8 @@ extern "C" fn filter(command: *mut c_void) {
                     (api.filter_insert)(command, 3, string(b"resetpass"));
                 }
             }
-            Verdict::Refuse(why) => {
+            Verdict::RefuseAtFollower(_) if module::is_primary() => {}
+            Verdict::Refuse(why) | Verdict::RefuseAtFollower(why) => {
                 (api.filter_insert)(command, 1, string(why.as_bytes()));
                 (api.filter_replace)(command, 0, string(b"mu.refuse"));
             }
@@ -245,7 +246,11 @@ fn say(ctx: Ctx, reply: &Reply) {
     }
 }
 
-extern "C" fn info(ctx: *mut c_void, _: c_int) {
+extern "C" fn info(ctx: *mut c_void, for_crash_report: c_int) {
+    if for_crash_report != 0 {
+        // The thread that crashed may hold a lock that this would wait for.
+        return;
+    }
     // SAFETY: the server's functions with this call's context; it copies the texts.
     unsafe { (api().info_section)(ctx, c"".as_ptr()) };
     module::info(&mut |name: &CStr, value: module::Figure<'_>| {

@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mu::config::Config;
 use mu::control::new_incarnation;
@@ -33,6 +33,9 @@ pub(crate) const ENDED: i32 = 75;
 
 /// The status of a process whose settings are wrong; starting it again would not help.
 pub(crate) const MISCONFIGURED: i32 = 78;
+
+/// A node that leads so long while its server is no primary gives the leadership to another one.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A follower looks for decided bytes so often. Whatever concerns the leadership wakes it.
 const FOLLOWER_NS: u64 = 1_000_000;
@@ -149,16 +152,26 @@ impl Node {
     /// What the server is.
     #[inline]
     pub(crate) fn mode(&self) -> Mode {
-        match self.mode.load(Ordering::Acquire) {
+        match self.mode.load(Ordering::SeqCst) {
             0 => Mode::Follower,
             _ => Mode::Leader,
         }
     }
 
-    /// The server becomes a primary. Called while it stands still.
-    pub(crate) fn lead(&self) {
-        self.mode.store(1, Ordering::Release);
-        self.feed.lead();
+    /// The server, which has applied the stream up to `position`, becomes a primary. Called while it stands still, so
+    /// this node decides nothing meanwhile. False, and nothing changes, if the stream has gone on: another one leads.
+    ///
+    /// The office may be lost at any point in here. Before the feed's answer another leader's bytes are seen by it;
+    /// after it either this sees that this node does not lead any more, or [`note`](Self::note) sees the primary.
+    pub(crate) fn lead(&self, position: u64) -> bool {
+        if !self.feed.lead(position) {
+            return false;
+        }
+        self.mode.store(1, Ordering::SeqCst);
+        if !self.leads() || self.position() != position {
+            end("another replica leads since the server was about to become a primary");
+        }
+        true
     }
 
     /// How long the stream is here.
@@ -168,7 +181,7 @@ impl Node {
 
     /// Whether the replica leads.
     pub(crate) fn leads(&self) -> bool {
-        self.leads.load(Ordering::Acquire)
+        self.leads.load(Ordering::SeqCst)
     }
 
     /// Waits until something changed, for a while at most.
@@ -234,6 +247,7 @@ impl Node {
     /// The thread that polls.
     fn run(&self, mut pacer: Pacer, longest_ns: u64) {
         sleep_precisely();
+        let mut waits_since = None;
         loop {
             let (pace, leads, follows, stopped) = {
                 let mut engine = self.engine();
@@ -248,6 +262,7 @@ impl Node {
                 end(&format!("the replica has stopped: {why}"));
             }
             self.note(leads);
+            self.give_up(leads, &mut waits_since);
             let pumped = self.feed.pump();
             let now_ns = monotonic_ns();
             let worked = pace.worked || pumped;
@@ -264,13 +279,36 @@ impl Node {
         }
     }
 
-    /// Takes in whether the replica leads.
-    fn note(&self, leads: bool) {
-        if self.leads.swap(leads, Ordering::AcqRel) == leads {
+    /// Hands the leadership over if the server does not become a primary. This is no business of the keeper, which may
+    /// be waiting for a server that stands still.
+    fn give_up(&self, leads: bool, since: &mut Option<Instant>) {
+        if !leads || self.mode() == Mode::Leader {
+            *since = None;
             return;
         }
+        let begin = since.get_or_insert_with(Instant::now);
+        if begin.elapsed() < PATIENCE {
+            return;
+        }
+        *begin = Instant::now();
+        match self.engine().hand_over() {
+            Ok(()) => {
+                tracing::warn!("the server does not become a primary: another one is to lead")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the server does not become a primary, and no other can lead");
+            }
+        }
+    }
+
+    /// Takes in whether the replica leads. A primary without its office ends, whenever it became one.
+    fn note(&self, leads: bool) {
+        let before = self.leads.swap(leads, Ordering::SeqCst);
         if !leads && self.mode() == Mode::Leader && self.setup.fault != Some(Fault::UnprovedRead) {
             end("another replica leads");
+        }
+        if before == leads {
+            return;
         }
         let _guard = self
             .changed

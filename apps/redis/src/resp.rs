@@ -33,16 +33,20 @@ fn number(bytes: &[u8], at: usize) -> Result<(usize, usize), bool> {
     Err(true)
 }
 
-/// Walks over one command. `each` gets every argument. Gives the place behind it; an error is `true` where bytes are
-/// missing, and `false` where they are wrong.
-fn walk<'a>(bytes: &'a [u8], mut each: impl FnMut(usize, &'a [u8])) -> Result<usize, bool> {
+/// Walks over one command of at most `most` arguments. `each` gets every argument. Gives the place behind it; an error
+/// is `true` where bytes are missing, and `false` where they are wrong.
+fn walk<'a>(
+    bytes: &'a [u8],
+    most: usize,
+    mut each: impl FnMut(usize, &'a [u8]),
+) -> Result<usize, bool> {
     match bytes.first() {
         Some(b'*') => {}
         Some(_) => return Err(false),
         None => return Err(true),
     }
     let (count, mut at) = number(bytes, 1)?;
-    if count > ARGUMENTS_MAX {
+    if count > most {
         return Err(false);
     }
     for n in 0..count {
@@ -68,7 +72,7 @@ fn walk<'a>(bytes: &'a [u8], mut each: impl FnMut(usize, &'a [u8])) -> Result<us
 /// The command at the front of `bytes`.
 pub(crate) fn next(bytes: &[u8]) -> Next<'_> {
     let mut arguments = Vec::new();
-    match walk(bytes, |_, argument| arguments.push(argument)) {
+    match walk(bytes, ARGUMENTS_MAX, |_, argument| arguments.push(argument)) {
         Ok(end) => Next::Command(arguments, end),
         Err(true) => Next::Part,
         Err(false) => Next::Bad,
@@ -76,13 +80,13 @@ pub(crate) fn next(bytes: &[u8]) -> Next<'_> {
 }
 
 /// The database that is selected after these whole commands; `before` if none of them selects one. `None` if they are
-/// no commands.
+/// no commands. They are the own server's, which takes commands of as many arguments as it likes.
 pub(crate) fn selected(bytes: &[u8], before: Option<u32>) -> Option<Option<u32>> {
     let mut selected = before;
     let mut at = 0;
     while at < bytes.len() {
         let mut is_select = false;
-        let walked = walk(&bytes[at..], |n, argument| match n {
+        let walked = walk(&bytes[at..], usize::MAX, |n, argument| match n {
             0 => is_select = argument.eq_ignore_ascii_case(b"select"),
             1 if is_select => {
                 let text = str::from_utf8(argument).ok();
@@ -141,5 +145,16 @@ mod tests {
         assert_eq!(selected(&bytes, None), Some(Some(12)));
         assert_eq!(selected(&bytes[..bytes.len() - 1], None), None, "not whole");
         assert_eq!(selected(b"", None), Some(None));
+    }
+
+    #[test]
+    fn a_peer_is_bounded_in_its_arguments_and_the_own_server_is_not() {
+        let mut arguments = vec![&b"SADD"[..], b"k"];
+        arguments.resize(1_100_000, b"x");
+        let bytes = [command(&[b"SELECT", b"5"]), command(&arguments)].concat();
+        assert_eq!(selected(&bytes, None), Some(Some(5)));
+        assert_eq!(next(&command(&arguments)), Next::Bad);
+        let most = command(&arguments[..ARGUMENTS_MAX]);
+        assert!(matches!(next(&most), Next::Command(found, _) if found.len() == ARGUMENTS_MAX));
     }
 }

@@ -28,7 +28,6 @@ static TURN: Mutex<Turn> = Mutex::new(Turn {
     bytes: Vec::new(),
     file_selected: None,
     begun_selected: None,
-    leading: false,
 });
 
 struct Turn {
@@ -38,9 +37,11 @@ struct Turn {
     file_selected: Option<u32>,
     /// The same before this turn.
     begun_selected: Option<u32>,
-    /// The stream has been told that database.
-    leading: bool,
 }
+
+/// The stream has been told that database. No part of the turn: another thread changes it, with the server's global
+/// lock, and must not wait for a turn.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 /// A buffer that grew larger than this is given back.
 const KEPT_BYTES: usize = 1 << 20;
@@ -77,6 +78,10 @@ pub(crate) fn executed() {
 
 /// Takes what is written to the append-only file.
 pub(crate) fn collect(bytes: &[u8]) {
+    if bytes.is_empty() {
+        // A turn without bytes would pass as decided, and so as a proof.
+        return;
+    }
     let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if turn.bytes.is_empty() {
         turn.bytes.push(0);
@@ -89,6 +94,12 @@ pub(crate) fn collect(bytes: &[u8]) {
     turn.bytes.extend_from_slice(bytes);
 }
 
+/// The next turn begins with the database of its first command. A primary's RDB file tells the one that its attached
+/// replicas have selected, and not the stream's. Called with the server's global lock, between two turns.
+pub(crate) fn say_database_again() {
+    TOLD.store(false, Ordering::SeqCst);
+}
+
 /// Returns when what was collected is decided.
 pub(crate) fn decide() {
     let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,10 +109,11 @@ pub(crate) fn decide() {
     if let Some(node) = node::get()
         && node.mode() == Mode::Leader
     {
-        if !std::mem::replace(&mut turn.leading, true)
+        if !TOLD.swap(true, Ordering::SeqCst)
             && let Some(db) = turn.begun_selected
         {
-            // The stream may have selected another one: a command that did nothing here is not in this file.
+            // The stream may have selected another one: a command that did nothing here is not in this file. So may a
+            // dataset that this primary has given.
             let select = resp::command(&[b"SELECT", db.to_string().as_bytes()]);
             turn.bytes.splice(1..1, select);
         }
