@@ -45,7 +45,7 @@ fn seeded_bugs_are_caught() {
         (Bug::AckBeforeQuorum, "I2 quorum"),
         (Bug::CommitItself, "I2 quorum"),
         (Bug::CountOldEpoch, "I11"),
-        (Bug::SkipFollowerUpdate, "I2 quorum"),
+        (Bug::SkipFollowerUpdate, "I17"),
         (Bug::AbortOnFullQueue, "I24"),
         (Bug::RetryAppliedTwice, "I21 exactly once"),
         (Bug::NoIdleFlush, "stuck: not level"),
