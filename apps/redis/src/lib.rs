@@ -9,16 +9,16 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`hooks_raw`] | the C library's functions that the server calls |
-//! | [`descriptors`] | which descriptor is the append-only file, and which a client |
-//! | [`turn`] | a turn of the event loop: the two rules that make replies safe |
-//! | [`engine`], [`effects`] | the replica, and the stream as its state machine |
-//! | [`node`] | what belongs together, the polling thread, and how a node ends |
-//! | [`feed`], [`feeder`] | the decided bytes on their way into a follower's server |
-//! | [`keeper`] | a follower becomes a primary |
-//! | [`module_raw`], [`module`] | the module: users, INFO, datasets for others |
-//! | [`commands`] | commands that are not Redis's business alone |
-//! | [`sentinel`] | where the primary is, for clients |
+//! | `hooks_raw` | the C library's functions that the server calls |
+//! | `descriptors` | which descriptor is the append-only file, and which a client |
+//! | `turn` | a turn of the event loop: the two rules that make replies safe |
+//! | `engine`, `effects` | the replica, and the stream as its state machine |
+//! | `node` | what belongs together, the polling thread, and how a node ends |
+//! | `feed`, `feeder` | the decided bytes on their way into a follower's server |
+//! | `keeper` | a follower becomes a primary |
+//! | `module_raw`, `module` | the module: users, INFO, datasets for others |
+//! | `commands` | commands that are not Redis's business alone |
+//! | `sentinel` | where the primary is, for clients |
 //!
 //! What is replicated and what is not, and how to run it, stands in `docs/redis.md`.
 
