@@ -92,6 +92,8 @@ bugs! {
     ReadWithoutProof,
     /// A retry is applied again.
     RetryAppliedTwice,
+    /// A replica that comes back takes a snapshot that is older than what it has applied.
+    StateGoesBack,
     /// A snapshot leaves the sessions out.
     SnapshotWithoutSessions,
     /// An idle leader never pushes its commit index.

@@ -20,7 +20,7 @@ use crate::layout::{Role, SnapshotAnswer, header, public, row};
 use crate::log::{Found, Point, Window, find};
 use crate::machine::StateMachine;
 use crate::shared::Peer;
-use crate::zoo::Zoo;
+use crate::zoo::{Bug, Zoo};
 
 /// Bytes of a stretch of the log, if no entry is longer and the ring allows it.
 pub(super) const CHUNK: usize = 256 << 10;
@@ -541,6 +541,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// The lowest index that a snapshot must have: what is known to be decided, and never less than this life has
     /// applied.
     fn least(&self) -> u64 {
+        if self.zoo.has(Bug::StateGoesBack) {
+            return 0;
+        }
         let owed = self.rejoin.owed.map_or(0, |owed| owed.least);
         owed.max(self.machine.applied().index)
     }
