@@ -28,7 +28,7 @@ const INBOUND_AT: usize = LANE_QPS_AT + MAX_QPS * ROW;
 pub(crate) const LANE_BYTES: usize = (INBOUND_AT + MAX_QPS * MAX_RECV_WR * RECV) * WORD;
 
 /// Says that both sides mean the same layout: changes with it and with the limits.
-pub(crate) const LAYOUT: u64 = 0x6d75_0001_0000_0000
+pub(crate) const LAYOUT: u64 = 0x6d75_0002_0000_0000
     | (MAX_QPS as u64) << 20
     | (MAX_REGIONS as u64) << 10
     | (MAX_RECV_WR as u64);

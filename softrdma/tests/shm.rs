@@ -9,6 +9,8 @@ use mu_softrdma::Memory;
 use mu_softrdma::shm::{self, Options};
 use mu_softrdma::types::*;
 use nix::sys::signal::Signal;
+#[cfg(not(mu_sanitize))]
+use nix::unistd::Pid;
 use peer::{End, Peer, WRITE, join, wait_for_change, wait_for_stop};
 
 /// Not a test of its own: what the other process runs.
@@ -72,6 +74,57 @@ fn a_killed_target_ends_requests() {
         );
     }
     assert_eq!(end.qp.control().state(), QpState::Err);
+}
+
+/// The keeper shares the memory of its process and no descriptor, heeds no signal, and is gone soon after its process.
+#[test]
+#[cfg(not(mu_sanitize))]
+fn a_killed_process_leaves_its_memory_to_a_keeper_which_ends() {
+    let (_end, mut peer, _) = pair();
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let pid = peer.pid();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let children: String = tasks
+        .map(|task| read(format!("{}/children", task.unwrap().path().display())))
+        .collect();
+    let keeper: i32 = children.trim().parse().expect("one child");
+    let status = || read(format!("/proc/{keeper}/status"));
+    let field = |name: &str| {
+        let status = status();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default()
+            .trim_start_matches(':')
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(field("Name"), "mu-shm-keep");
+    assert_eq!(field("VmSize"), {
+        let of_peer = read(format!("/proc/{pid}/status"));
+        let line = of_peer
+            .lines()
+            .find_map(|line| line.strip_prefix("VmSize:"));
+        line.unwrap().trim().to_owned()
+    });
+    let files = || std::fs::read_dir(format!("/proc/{keeper}/fd")).map_or(0, Iterator::count);
+    peer::until("its descriptors to be closed", || {
+        (files() == 1).then_some(())
+    });
+    nix::sys::signal::kill(Pid::from_raw(keeper), Signal::SIGTERM).unwrap();
+    peer.tell("write 1");
+    assert_eq!(peer.hear(), "SUCCESS");
+    assert!(
+        ["S", "R"]
+            .iter()
+            .any(|state| field("State").starts_with(state)),
+        "{}",
+        status()
+    );
+    peer.signal(Signal::SIGKILL);
+    peer.child.wait().unwrap();
+    // A zombie has no memory any more; whether somebody buries it is not this program's doing.
+    peer::until("the keeper to end", || {
+        field("VmSize").is_empty().then_some(())
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Options;
 use super::raw::{self, Received};
-use super::raw_life::lifeline;
+use super::raw_life::lifelines;
 use super::raw_uffd::Uffd;
 use super::segment::{self, Writers};
 use super::wire::Message;
@@ -36,7 +36,8 @@ use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, Mark, writer_row};
 const MAX_GREETING: usize = 64;
 /// Pure spinning before a revocation gives its core away: a chunk takes well under a microsecond.
 const SPIN: Duration = Duration::from_micros(5);
-/// How long the memory of a peer that closed its connection is kept mapped, unless its process ends before.
+/// How long what is left of a peer that died or closed its connection is kept: longer than a keeper lives
+/// (`raw_keeper.rs`).
 const LINGER: Duration = Duration::from_millis(50);
 
 pub(super) fn open(options: &Options) -> Result<Node, Error> {
@@ -154,6 +155,8 @@ struct InboundState {
     mapped: Vec<(u32, u64, u64)>,
     closed: bool,
     told_fenced: bool,
+    /// Since when nothing of it can be stored any more.
+    over: Option<Instant>,
 }
 
 /// A peer that this context may write to.
@@ -161,13 +164,13 @@ struct Outbound {
     view: Arc<View>,
     socket: OwnedFd,
     pidfd: OwnedFd,
-    /// Ends when its process begins to die, which is earlier.
-    life: Option<OwnedFd>,
+    /// One of them ends when its process begins to die, which is earlier.
+    lives: Vec<OwnedFd>,
     uffd: Option<Uffd>,
     /// Held while messages are taken in.
     input: Mutex<()>,
     /// Since when its process has been dying, or its end of the connection closed. Nothing is requested of it any more;
-    /// its memory is given back when it is dead, or after a while.
+    /// its memory is given back after a while.
     ending: Mutex<Option<Instant>>,
 }
 
@@ -287,7 +290,7 @@ impl Fabric for Shm {
                 Stalled::Wait if waited >= self.options.give_up() => Stalled::GiveUp,
                 other => other,
             },
-            // The watcher takes a dead peer off the list after it has marked its lane. Otherwise nobody has this
+            // The watcher takes a dead peer off the list long after it has marked its lane. Otherwise nobody has this
             // lane, so nobody writes under it, and the word is odd by mistake or malice.
             None if lane.peer_gone.load(Ordering::Acquire) => Stalled::Over,
             None => Stalled::GiveUp,
@@ -359,7 +362,7 @@ impl Shm {
         )
         .map_err(failed("send"))?;
 
-        let (lane_id, memories, ctl, lane, life) = match next(&socket, target)? {
+        let (lane_id, memories, ctl, lane, lives) = match next(&socket, target)? {
             Received {
                 message:
                     Message::Welcome {
@@ -372,7 +375,7 @@ impl Shm {
                 let mut fds = fds.into_iter();
                 let ctl_file = fds.next().expect("two files");
                 let lane_file = fds.next().expect("two files");
-                (lane, memories, ctl_file, lane_file, fds.next())
+                (lane, memories, ctl_file, lane_file, fds.collect())
             }
             Received {
                 message: Message::Refused { layout },
@@ -421,7 +424,7 @@ impl Shm {
             view,
             socket,
             pidfd,
-            life,
+            lives,
             uffd,
             input: Mutex::default(),
             ending: Mutex::default(),
@@ -507,7 +510,7 @@ impl Shm {
             memories: memories.clone().count() as u64,
         };
         let mut fds = vec![self.ctl_file.as_fd(), lane_file.as_fd()];
-        fds.extend(lifeline().map(AsFd::as_fd));
+        fds.extend(lifelines().iter().map(AsFd::as_fd));
         raw::send(socket.as_fd(), welcome, &fds).ok()?;
         let inbound = Arc::new(Inbound {
             socket,
@@ -531,21 +534,22 @@ impl Shm {
             let outbound = lock(&self.outbound).clone();
             let mut fds = vec![self.wake.as_fd(), self.listener.as_fd()];
             fds.extend(greeting.iter().map(|socket| socket.as_fd()));
-            for peer in &inbound {
+            for peer in inbound.iter().filter(|peer| !peer.is_over()) {
                 fds.push(peer.pidfd.as_fd());
                 if !lock(&peer.state).closed {
                     fds.push(peer.socket.as_fd());
                 }
             }
             for peer in &outbound {
-                fds.push(peer.pidfd.as_fd());
-                // Of one that is dying only the end is of interest.
+                // One that is dying is only waited for.
                 if !peer.is_ending() {
+                    fds.push(peer.pidfd.as_fd());
                     fds.push(peer.socket.as_fd());
-                    fds.extend(peer.life.as_ref().map(AsFd::as_fd));
+                    fds.extend(peer.lives.iter().map(AsFd::as_fd));
                 }
             }
-            let lingers = outbound.iter().any(|peer| peer.is_ending());
+            let lingers = outbound.iter().any(|peer| peer.is_ending())
+                || inbound.iter().any(|peer| peer.is_over());
             wait_for_any(&fds, lingers.then_some(LINGER));
             // A clear of the eventfd that fails found it clear.
             let _ = self.wake.read();
@@ -753,13 +757,23 @@ impl Inbound {
         }
     }
 
-    /// Whether it may still write.
+    /// Whether it may still write, or has only just ended. To close its userfaultfd the kernel goes through all that it
+    /// had mapped, as long as that is still there (`raw_keeper.rs`), so that waits as in [`Outbound::end`].
     fn is_alive(&self) -> bool {
         self.drain();
         if raw::has_ended(&self.pidfd) {
             self.lane.peer_gone.store(true, Ordering::Release);
         }
-        !self.lane.peer_gone.load(Ordering::Acquire)
+        if !self.is_over() {
+            return true;
+        }
+        let since = *lock(&self.state).over.get_or_insert_with(Instant::now);
+        since.elapsed() < LINGER
+    }
+
+    /// Whether nothing of it can be stored any more.
+    fn is_over(&self) -> bool {
+        self.lane.peer_gone.load(Ordering::Acquire)
     }
 }
 
@@ -822,12 +836,11 @@ impl Outbound {
     /// Whether there is anything left to do with it.
     fn is_alive(&self) -> bool {
         self.drain();
-        if self.life.as_ref().is_some_and(raw::has_ended) {
+        if self.lives.iter().any(raw::has_ended) || raw::has_ended(&self.pidfd) {
             self.end();
         }
         let ending = *lock(&self.ending);
-        let over = ending.is_some_and(|since| since.elapsed() >= LINGER);
-        if over || raw::has_ended(&self.pidfd) {
+        if ending.is_some_and(|since| since.elapsed() >= LINGER) {
             self.let_go();
             return false;
         }

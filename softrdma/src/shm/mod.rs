@@ -7,9 +7,10 @@
 //!
 //! # When a process dies or stops
 //!
-//! Both ends hold a pidfd of the other, and a line that ends as soon as the other begins to die (`raw_life.rs`). A
+//! Both ends hold a pidfd of the other, and lines that end as soon as the other begins to die (`raw_life.rs`). A
 //! dying target makes its views `gone`: requests end with `RETRY_EXC_ERR`. A dead initiator may leave a sequence word
-//! odd for ever; its pidfd says that nothing is stored any more.
+//! odd for ever; its pidfd says that nothing is stored any more. Its address space outlives it for a moment
+//! (`raw_keeper.rs`), so that giving it back is in nobody's way.
 //!
 //! An initiator that is *stopped* in mid-copy would hold a revocation up for as long as it likes. So every initiator
 //! hands the target a userfaultfd over its mappings of the target's memory. A revocation spins, then looks whether
@@ -30,6 +31,8 @@
 
 mod fabric;
 mod raw;
+#[cfg(not(mu_sanitize))]
+mod raw_keeper;
 mod raw_life;
 mod raw_uffd;
 mod segment;

@@ -1,10 +1,11 @@
-//! A descriptor that ends before everything else of a dying process.
+//! Descriptors that end before everything else of a dying process.
 //!
 //! A killed process tears its address space down before it closes its descriptors, and only after that does its pidfd
 //! say that it has ended: with large memories that is many milliseconds. A thread with a table of descriptors of its
 //! own is faster. It ends as soon as the signal reaches it, and then its table is closed, unless by chance it is the
-//! last thread to go. So one such thread of every process holds the only end of a pipe into which nothing is ever
-//! written, and does nothing else; peers hold the other end and see it hang up.
+//! last thread to go, which is the one that tears the address space down. So two such threads of every process each
+//! hold the only end of a pipe into which nothing is ever written, and do nothing else; peers hold the other ends and
+//! see one of them hang up.
 //!
 //! What is seen so says that the process is dying, and not that all its threads have stopped. So it may end what this
 //! side does with the memory of that process, and never the waiting for what that process does with the memory here.
@@ -23,10 +24,19 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-/// Of this process: the end to be given to peers. `None` where it cannot be had; then they have the pidfd.
-pub(super) fn lifeline() -> Option<&'static OwnedFd> {
-    static LIFELINE: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    LIFELINE.get_or_init(start).as_ref()
+/// Lines of a process. One thread can be the last, two cannot.
+pub(super) const LIFELINES: usize = 2;
+
+/// Of this process: the ends to be given to peers. Those that cannot be had are missing; then they have the pidfd.
+pub(super) fn lifelines() -> &'static [OwnedFd] {
+    static LINES: OnceLock<Vec<OwnedFd>> = OnceLock::new();
+    LINES.get_or_init(|| {
+        let lines: Vec<OwnedFd> = (0..LIFELINES).map_while(|_| start()).collect();
+        // The sanitizers keep books of threads in thread-local memory, which a keeper borrows.
+        #[cfg(not(mu_sanitize))]
+        lines.iter().take(1).for_each(super::raw_keeper::start);
+        lines
+    })
 }
 
 fn start() -> Option<OwnedFd> {
@@ -75,10 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_holds_while_the_process_lives_and_other_descriptors_stay() {
+    fn the_lines_hold_while_the_process_lives_and_other_descriptors_stay() {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
-        let line = lifeline().expect("a kernel with close_range");
-        assert!(!has_ended(line));
+        let lines = lifelines();
+        assert_eq!(lines.len(), LIFELINES, "a kernel with close_range");
+        assert!(!lines.iter().any(has_ended));
         nix::unistd::write(&write, b"x").expect("still open");
         assert_eq!(nix::unistd::read(&read, &mut [0; 1]), Ok(1));
         drop(write);

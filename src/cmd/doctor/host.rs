@@ -26,6 +26,7 @@ const KERNEL: (u32, u32) = (5, 19);
 const CAP_IPC_LOCK: u32 = 14;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 pub(super) fn checks(wanted: &Wanted<'_>) -> Vec<Check> {
     vec![
@@ -39,6 +40,7 @@ pub(super) fn checks(wanted: &Wanted<'_>) -> Vec<Check> {
         memlock(),
         huge_pages(),
         transparent_huge_pages(),
+        transparent_huge_memory_files(),
         memory_files(wanted),
         process_watch(wanted),
         write_protection(),
@@ -227,14 +229,23 @@ fn huge_pages() -> Check {
 }
 
 fn transparent_huge_pages() -> Check {
-    const NAME: &str = "transparent huge pages";
-    let Some(modes) = text(THP) else {
-        return Check::pass(NAME, "not in this kernel");
+    huge_by_itself("transparent huge pages", THP, "madvise", "")
+}
+
+fn transparent_huge_memory_files() -> Check {
+    let why = " (backend shm: a replica dies and comes back in a fraction of the time)";
+    huge_by_itself("huge memory files", SHMEM_THP, "advise", why)
+}
+
+/// Whether the kernel makes huge pages by itself, as `path` says. `fix` is what has to be written there.
+fn huge_by_itself(name: &'static str, path: &str, fix: &str, why: &str) -> Check {
+    let Some(modes) = text(path) else {
+        return Check::pass(name, "not in this kernel");
     };
     let mode = modes.split(['[', ']']).nth(1).unwrap_or("unknown");
     match mode {
-        "never" => Check::warn(NAME, "never", format!("echo madvise > {THP}")),
-        mode => Check::pass(NAME, mode),
+        "never" => Check::warn(name, "never", format!("echo {fix} > {path}{why}")),
+        mode => Check::pass(name, mode),
     }
 }
 

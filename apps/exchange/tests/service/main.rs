@@ -242,7 +242,7 @@ fn a_dying_client_a_flood_and_nonsense_hurt_nobody_else() {
         dying.heard,
         nodes.logs()
     );
-    // Only now: a request to send again may come behind the logon, and what answers it would end up in the half message.
+    // Only now: a request to send again may come behind the logon, and the answer would end up in the half message.
     dying.raw(b"8=FIX.4.4\x019=120\x0135=D\x0149=DYING\x0156=MU\x0134=3\x0111=half\x01");
     dying.leave();
     // Others send nonsense.
