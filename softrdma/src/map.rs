@@ -114,6 +114,16 @@ mod os {
             })
     }
 
+    /// How the pages of a mapping are made to be there.
+    #[derive(Clone, Copy)]
+    enum Fill {
+        /// As by a write: a private page that is only read is everybody's page of zeros.
+        Write,
+        /// As by a read, which is enough for a page of a file, can be done where writing is forbidden, and takes pages
+        /// that are there already many at a time.
+        Read,
+    }
+
     impl Map {
         /// Zeroed private words on pages of their own; on huge ones if it is large enough and the system has any.
         pub(crate) fn anonymous(bytes: usize) -> Result<Self, Error> {
@@ -125,7 +135,7 @@ mod os {
                 let huge =
                     unsafe { mmap_anonymous(None, len, prot, flags | MapFlags::MAP_HUGETLB) };
                 if let Ok(base) = huge {
-                    return Ok(Self::finish(base, len.get(), HUGE, true));
+                    return Ok(Self::finish(base, len.get(), HUGE, Fill::Write));
                 }
             }
             let len = size(bytes, PAGE)?;
@@ -138,7 +148,7 @@ mod os {
                     hint: NO_MEMORY,
                 }
             })?;
-            Ok(Self::finish(base, len.get(), PAGE, true))
+            Ok(Self::finish(base, len.get(), PAGE, Fill::Write))
         }
 
         /// The whole of a memory file, shared with whoever maps it too, its pages filled in.
@@ -156,7 +166,7 @@ mod os {
             // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. The file is sealed
             // against shrinking by its maker, which the receiver checks (`shm::segment`), so no page ever vanishes.
             let base = unsafe { mmap(None, len, prot, flags, fd, 0) }?;
-            Ok(Self::finish(base, len.get(), page_bytes, write))
+            Ok(Self::finish(base, len.get(), page_bytes, Fill::Read))
         }
 
         /// Puts private zeroed pages in the place of these: from now on nothing stored here reaches anybody else. The
@@ -179,13 +189,13 @@ mod os {
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
             // SAFETY: as in `detach`: exactly this mapping, other pages; the file has its size and is sealed.
             let base = unsafe { mmap(Some(addr), len, prot, flags, fd, 0) }?;
-            Self::settle_in(base, len.get(), self.info.page_bytes, true);
+            Self::settle_in(base, len.get(), self.info.page_bytes, Fill::Read);
             Ok(())
         }
 
         /// Takes over a fresh mapping.
-        fn finish(base: NonNull<libc::c_void>, len: usize, page_bytes: usize, write: bool) -> Self {
-            let locked = Self::settle_in(base, len, page_bytes, write);
+        fn finish(base: NonNull<libc::c_void>, len: usize, page_bytes: usize, fill: Fill) -> Self {
+            let locked = Self::settle_in(base, len, page_bytes, fill);
             Self {
                 base: base.cast(),
                 words: len / WORD,
@@ -201,7 +211,7 @@ mod os {
             base: NonNull<libc::c_void>,
             len: usize,
             page_bytes: usize,
-            write: bool,
+            fill: Fill,
         ) -> bool {
             // A failure of these costs speed or protection against `fork`, never correctness: what matters of it
             // (`locked`) is kept and shown.
@@ -211,11 +221,11 @@ mod os {
                 // SAFETY: as above.
                 let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
             }
-            let fill = match write {
-                true => MmapAdvise::MADV_POPULATE_WRITE,
-                false => MmapAdvise::MADV_POPULATE_READ,
+            let fill = match fill {
+                Fill::Write => MmapAdvise::MADV_POPULATE_WRITE,
+                Fill::Read => MmapAdvise::MADV_POPULATE_READ,
             };
-            // SAFETY: as above. Before Linux 5.14 the pages come with the lock, or else when they are first touched.
+            // SAFETY: as above. It needs Linux 5.14, which is older than what `mu doctor` asks for.
             let _ = unsafe { madvise(base, len, fill) };
             // SAFETY: as above.
             unsafe { mlock(base, len) }.is_ok()

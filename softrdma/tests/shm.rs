@@ -83,11 +83,14 @@ fn a_killed_process_leaves_its_memory_to_a_keeper_which_ends() {
     let (_end, mut peer, _) = pair();
     let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
     let pid = peer.pid();
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let children: String = tasks
-        .map(|task| read(format!("{}/children", task.unwrap().path().display())))
-        .collect();
-    let keeper: i32 = children.trim().parse().expect("one child");
+    let children = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let of = |task: std::io::Result<std::fs::DirEntry>| task.unwrap().path().join("children");
+        tasks
+            .map(|task| read(of(task).display().to_string()))
+            .collect::<String>()
+    };
+    let keeper: i32 = peer::until("one child", || children().trim().parse().ok());
     let status = || read(format!("/proc/{keeper}/status"));
     let field = |name: &str| {
         let status = status();
@@ -97,13 +100,16 @@ fn a_killed_process_leaves_its_memory_to_a_keeper_which_ends() {
             .trim()
             .to_owned()
     };
-    assert_eq!(field("Name"), "mu-shm-keep");
-    assert_eq!(field("VmSize"), {
-        let of_peer = read(format!("/proc/{pid}/status"));
-        let line = of_peer
-            .lines()
-            .find_map(|line| line.strip_prefix("VmSize:"));
+    peer::until("its name", || {
+        (field("Name") == "mu-shm-keep").then_some(())
+    });
+    let size_of_peer = || {
+        let status = read(format!("/proc/{pid}/status"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
         line.unwrap().trim().to_owned()
+    };
+    peer::until("one memory", || {
+        (field("VmSize") == size_of_peer()).then_some(())
     });
     let files = || std::fs::read_dir(format!("/proc/{keeper}/fd")).map_or(0, Iterator::count);
     peer::until("its descriptors to be closed", || {

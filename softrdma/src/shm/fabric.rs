@@ -18,7 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Options;
 use super::raw::{self, Received};
-use super::raw_life::lifelines;
+use super::raw_life::lifeline;
 use super::raw_uffd::Uffd;
 use super::segment::{self, Writers};
 use super::wire::Message;
@@ -164,8 +164,8 @@ struct Outbound {
     view: Arc<View>,
     socket: OwnedFd,
     pidfd: OwnedFd,
-    /// One of them ends when its process begins to die, which is earlier.
-    lives: Vec<OwnedFd>,
+    /// Ends when its process begins to die, which is earlier.
+    life: Option<OwnedFd>,
     uffd: Option<Uffd>,
     /// Held while messages are taken in.
     input: Mutex<()>,
@@ -362,7 +362,7 @@ impl Shm {
         )
         .map_err(failed("send"))?;
 
-        let (lane_id, memories, ctl, lane, lives) = match next(&socket, target)? {
+        let (lane_id, memories, ctl, lane, life) = match next(&socket, target)? {
             Received {
                 message:
                     Message::Welcome {
@@ -375,7 +375,7 @@ impl Shm {
                 let mut fds = fds.into_iter();
                 let ctl_file = fds.next().expect("two files");
                 let lane_file = fds.next().expect("two files");
-                (lane, memories, ctl_file, lane_file, fds.collect())
+                (lane, memories, ctl_file, lane_file, fds.next())
             }
             Received {
                 message: Message::Refused { layout },
@@ -424,7 +424,7 @@ impl Shm {
             view,
             socket,
             pidfd,
-            lives,
+            life,
             uffd,
             input: Mutex::default(),
             ending: Mutex::default(),
@@ -510,7 +510,7 @@ impl Shm {
             memories: memories.clone().count() as u64,
         };
         let mut fds = vec![self.ctl_file.as_fd(), lane_file.as_fd()];
-        fds.extend(lifelines().iter().map(AsFd::as_fd));
+        fds.extend(lifeline().map(AsFd::as_fd));
         raw::send(socket.as_fd(), welcome, &fds).ok()?;
         let inbound = Arc::new(Inbound {
             socket,
@@ -545,7 +545,7 @@ impl Shm {
                 if !peer.is_ending() {
                     fds.push(peer.pidfd.as_fd());
                     fds.push(peer.socket.as_fd());
-                    fds.extend(peer.lives.iter().map(AsFd::as_fd));
+                    fds.extend(peer.life.as_ref().map(AsFd::as_fd));
                 }
             }
             let lingers = outbound.iter().any(|peer| peer.is_ending())
@@ -836,7 +836,7 @@ impl Outbound {
     /// Whether there is anything left to do with it.
     fn is_alive(&self) -> bool {
         self.drain();
-        if self.lives.iter().any(raw::has_ended) || raw::has_ended(&self.pidfd) {
+        if self.life.as_ref().is_some_and(raw::has_ended) || raw::has_ended(&self.pidfd) {
             self.end();
         }
         let ending = *lock(&self.ending);

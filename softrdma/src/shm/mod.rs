@@ -7,7 +7,7 @@
 //!
 //! # When a process dies or stops
 //!
-//! Both ends hold a pidfd of the other, and lines that end as soon as the other begins to die (`raw_life.rs`). A
+//! Both ends hold a pidfd of the other, and a line that ends as soon as the other begins to die (`raw_life.rs`). A
 //! dying target makes its views `gone`: requests end with `RETRY_EXC_ERR`. A dead initiator may leave a sequence word
 //! odd for ever; its pidfd says that nothing is stored any more. Its address space outlives it for a moment
 //! (`raw_keeper.rs`), so that giving it back is in nobody's way.

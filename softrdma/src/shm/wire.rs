@@ -5,14 +5,14 @@ pub(super) const WORDS: usize = 6;
 /// Bytes of a message.
 pub(super) const BYTES: usize = WORDS * 8;
 /// Descriptors of a message.
-pub(super) const MAX_FDS: usize = 2 + super::raw_life::LIFELINES;
+pub(super) const MAX_FDS: usize = 3;
 
 /// A message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Message {
     /// Initiator: who I am and which layout I mean.
     Hello { layout: u64, node: u64 },
-    /// Target: you are in. With the control segment, the lane and the lifelines there are; `memories`
+    /// Target: you are in. With the control segment, the lane and, if there is one, the lifeline; `memories`
     /// announcements follow.
     Welcome { node: u64, lane: u64, memories: u64 },
     /// Target: you are not in; the reason is the layout this side has.

@@ -229,22 +229,21 @@ fn huge_pages() -> Check {
 }
 
 fn transparent_huge_pages() -> Check {
-    huge_by_itself("transparent huge pages", THP, "madvise", "")
+    huge_by_itself("transparent huge pages", THP, "madvise")
 }
 
 fn transparent_huge_memory_files() -> Check {
-    let why = " (backend shm: a replica dies and comes back in a fraction of the time)";
-    huge_by_itself("huge memory files", SHMEM_THP, "advise", why)
+    huge_by_itself("huge memory files", SHMEM_THP, "advise")
 }
 
 /// Whether the kernel makes huge pages by itself, as `path` says. `fix` is what has to be written there.
-fn huge_by_itself(name: &'static str, path: &str, fix: &str, why: &str) -> Check {
+fn huge_by_itself(name: &'static str, path: &str, fix: &str) -> Check {
     let Some(modes) = text(path) else {
         return Check::pass(name, "not in this kernel");
     };
     let mode = modes.split(['[', ']']).nth(1).unwrap_or("unknown");
     match mode {
-        "never" => Check::warn(name, "never", format!("echo {fix} > {path}{why}")),
+        "never" | "deny" => Check::warn(name, mode, format!("echo {fix} > {path}")),
         mode => Check::pass(name, mode),
     }
 }
