@@ -4,9 +4,9 @@
 //! where it happens to run. A kernel without preemption lets nobody else in there meanwhile, and where processors are
 //! scarce it is the peers who wait: those who have to see the death and replace the leader. So every process has a
 //! keeper: a child that shares its address space and holds nothing else. While the keeper lives the space has a user,
-//! so the process itself is gone at once, its descriptors closed and its peers told; the keeper ends [`KEPT_MS`] later,
-//! when the successor is at work, and pays then. What else an address space refers to (the program's file, mapped files)
-//! stays in use so much longer.
+//! so the process itself is gone at once, its descriptors closed and its peers told; the keeper ends [`KEPT_MS`]
+//! later, when the successor is at work, and pays then. What else an address space refers to (the program's file,
+//! mapped files) stays in use so much longer.
 //!
 //! It cannot be had where a sandbox forbids it, and it is killed with its process by whoever kills a whole control
 //! group, by the kernel if memory runs out, and at the end of PID 1 of a container. Then the death is as slow as
