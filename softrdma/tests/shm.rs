@@ -116,6 +116,24 @@ fn a_killed_process_leaves_its_memory_to_a_keeper_which_ends() {
         (files() == 1).then_some(())
     });
     nix::sys::signal::kill(Pid::from_raw(keeper), Signal::SIGTERM).unwrap();
+    // It looks about itself once a second, and uses no processor for that.
+    let ticks = || -> u64 {
+        let stat = read(format!("/proc/{keeper}/stat"));
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(3500));
+    assert!(
+        ticks() <= before + 10,
+        "{} ticks in 3.5 s",
+        ticks() - before
+    );
     peer.tell("write 1");
     assert_eq!(peer.hear(), "SUCCESS");
     assert!(

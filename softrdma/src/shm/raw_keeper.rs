@@ -60,7 +60,7 @@ extern "C" fn keep(line: *mut c_void) -> c_int {
         revents: 0,
     };
     let time = |tv_sec, tv_nsec| libc::timespec { tv_sec, tv_nsec };
-    let (look, kept) = (time(LOOK_S, 0), time(0, KEPT_MS * 1_000_000));
+    let kept = time(0, KEPT_MS * 1_000_000);
     // SAFETY: system calls on numbers, on names, and on this function's own variables. The table of descriptors is the
     // keeper's own, so nobody else's are closed, and it has none left but `line`: what its process closes is closed.
     unsafe {
@@ -75,16 +75,21 @@ extern "C" fn keep(line: *mut c_void) -> c_int {
         let process = libc::syscall(libc::SYS_getppid);
         // Until the other end of the line is gone. A child that the process forked just when it made the line has that
         // end too, so now and then the keeper looks whether it has been left to another parent.
-        while libc::syscall(
-            libc::SYS_ppoll,
-            &raw mut poll,
-            1,
-            &raw const look,
-            null::<c_void>(),
-            0,
-        ) == 0
-            && libc::syscall(libc::SYS_getppid) == process
-        {}
+        loop {
+            // The call leaves in it what is left of the time.
+            let mut look = time(LOOK_S, 0);
+            let hung_up = libc::syscall(
+                libc::SYS_ppoll,
+                &raw mut poll,
+                1,
+                &raw mut look,
+                null::<c_void>(),
+                0,
+            );
+            if hung_up != 0 || libc::syscall(libc::SYS_getppid) != process {
+                break;
+            }
+        }
         libc::syscall(libc::SYS_nanosleep, &raw const kept, null::<c_void>());
         libc::syscall(libc::SYS_exit_group, 0);
     }
