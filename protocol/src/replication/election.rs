@@ -399,8 +399,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// it is decided.
     pub(super) fn open(&mut self, now_ns: u64) {
         let majority = self.lead.confirmed_voters() + 1 >= self.quorum();
-        if !self.lead.is_open() && majority && self.has_room(OVERHEAD_BYTES) {
+        if self.lead.is_open() || !majority {
+            return;
+        }
+        if self.has_room(OVERHEAD_BYTES) {
             self.append(Kind::Empty, now_ns);
+        } else {
+            // No command is taken before that, so nobody else notices that the ring is full and one follower holds it
+            // up.
+            self.lead.note_full(now_ns);
         }
     }
 

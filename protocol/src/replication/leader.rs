@@ -309,6 +309,11 @@ impl Lead {
         self.followers.get_mut(self.slots[id.index()])
     }
 
+    /// The ring has no room for what has to be appended.
+    pub(super) fn note_full(&mut self, now_ns: u64) {
+        self.full_ns.get_or_insert(now_ns);
+    }
+
     pub(super) fn is_handing_over(&self) -> bool {
         self.handover.is_some()
     }
@@ -539,7 +544,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         if !self.has_room(self.lead.encoder.size() + self.reserve()) {
             self.counters.ring_full += 1;
-            self.lead.full_ns.get_or_insert(now_ns);
+            self.lead.note_full(now_ns);
             return false;
         }
         self.lead.full_ns = None;
@@ -871,7 +876,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 self.append(Kind::Admit, now_ns);
             } else {
                 // Nobody else may be there to notice that the ring is full and one follower holds it up.
-                self.lead.full_ns.get_or_insert(now_ns);
+                self.lead.note_full(now_ns);
             }
         }
     }
