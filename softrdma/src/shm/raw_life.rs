@@ -55,7 +55,7 @@ fn start() -> Option<OwnedFd> {
     alone.then_some(peers)
 }
 
-/// Gives the calling thread a table of descriptors of its own with nothing but those in it.
+/// Gives the calling thread a table of descriptors of its own with nothing in it but `kept`.
 fn close_all_but(mut kept: [RawFd; 2]) -> Result<(), Errno> {
     kept.sort_unstable();
     let mut from = 0;

@@ -21,6 +21,14 @@ fn seeds_hold_and_repeat() {
     );
 }
 
+/// 37826: a new leader without room for its first entry. 54878: an entry applied before the oracle can follow it.
+#[test]
+fn seeds_that_failed_hold() {
+    for failed in [37_826, 54_878] {
+        assert_eq!(many(failed, 1, 1, 1, None, || ()).failures, vec![]);
+    }
+}
+
 #[test]
 fn a_trace_changes_nothing() {
     let lines = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
