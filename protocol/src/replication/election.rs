@@ -34,10 +34,38 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let enough = known + 1 >= self.quorum()
             && (known == everybody || !self.zoo.has(Bug::PrepareWaitsForAll))
             && (granted == everybody || !self.zoo.has(Bug::GrantsFromAll));
+        if self.is_lapped() {
+            self.give_way(each);
+            return true;
+        }
         if enough {
             self.choose(now_ns, each);
         }
         took || enough
+    }
+
+    /// Whether a majority's logs were read, and one of them no longer has what this replica lacks: everything that a
+    /// voter applied or was told of lies in its log, unless it has been recycled. Which of its lives granted does not
+    /// matter here. That a life other than the one last known to be admitted grants is itself a sign of being behind.
+    fn is_lapped(&self) -> bool {
+        let read = self.lead.read_voters();
+        // The position says it as well: it may be published before the index.
+        let lapped = |(f, end): (&Follower, Point)| {
+            end.index < f.told.max(f.matched) || end.at < f.applied_at
+        };
+        read.clone().count() + 1 >= self.quorum()
+            && read.into_iter().any(lapped)
+            && !self.zoo.has(Bug::IgnoreLapped)
+    }
+
+    /// Catches up instead of leading: the logs cannot give this replica what it lacks.
+    #[inline(never)]
+    fn give_way(&mut self, each: &mut impl FnMut(Event<'_>)) {
+        let own = self.own_end();
+        self.resign(each);
+        // Whatever leads on: whoever holds the most may not be there to ask.
+        let least = self.machine.applied().index + 1;
+        self.catch_up(Some(own.index), least, each);
     }
 
     /// Takes acknowledgements of this epoch that have not been taken.
@@ -237,23 +265,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         }
         let mut best = (own, None);
-        let voters = self.lead.followers.iter().filter(|f| f.voter);
-        for (follower, end) in voters.filter_map(|f| match f.stage {
-            Stage::Scanned(end) => Some((f, end)),
-            _ => None,
-        }) {
-            // Everything that it applied or was told of lies in its log, unless it has been recycled: then this
-            // replica lacks decided entries that the log cannot give it.
-            let holds = follower.told.max(follower.matched);
-            // The position says it as well: it may be published before the index.
-            let lapped = end.index < holds || end.at < follower.applied_at;
-            if lapped && !self.zoo.has(Bug::IgnoreLapped) {
-                self.resign(each);
-                // Whatever leads on: whoever holds the most may not be there to ask.
-                let least = self.machine.applied().index + 1;
-                self.catch_up(Some(own.index), least, each);
-                return;
-            }
+        for (follower, end) in self.lead.read_voters() {
             let better = match (
                 self.zoo.has(Bug::AdoptFirst),
                 self.zoo.has(Bug::AdoptLongest),
@@ -390,6 +402,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.encoder.clear();
         self.counters.led += 1;
         self.open(now_ns);
+        // Before the role: a follower that saw a leader without its horizon would take itself for not left behind, and
+        // wait anew with each leader that cannot stay without it.
+        self.publish_horizon();
         self.take_role(Role::Leader, self.lead.epoch(), each);
     }
 

@@ -372,14 +372,19 @@ impl Lead {
         }
     }
 
+    /// Voters whose logs have been read, with where those end.
+    pub(super) fn read_voters(&self) -> impl Iterator<Item = (&Follower, Point)> + Clone {
+        let voters = self.followers.iter().filter(|f| f.voter);
+        voters.filter_map(|f| match f.stage {
+            Stage::Scanned(end) => Some((f, end)),
+            _ => None,
+        })
+    }
+
     /// Voters whose logs are known, by a grant of the life that was admitted last.
     pub(super) fn known(&self) -> usize {
-        let known = self
-            .followers
-            .iter()
-            .filter(|f| f.voter && matches!(f.stage, Stage::Scanned(_)));
-        known
-            .filter(|f| {
+        self.read_voters()
+            .filter(|(f, _)| {
                 let admitted = self.admissions[f.id.index()].incarnation;
                 admitted == 0 || admitted == f.incarnation()
             })
@@ -547,7 +552,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.lead.note_full(now_ns);
             return false;
         }
-        self.lead.full_ns = None;
         self.append(Kind::Commands, now_ns);
         true
     }
@@ -641,7 +645,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         log.write(at, bytes);
         shared.own_log_written();
         lead.end = lead.end.after(&header);
-        lead.appended_ns = now_ns;
+        (lead.appended_ns, lead.full_ns) = (now_ns, None);
         let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
         let place = (log.offset(at), index);
         for follower in &mut lead.followers {
@@ -800,12 +804,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.push_commit(now_ns);
         self.cut_off(now_ns);
         self.hand_over(now_ns);
-        let horizon = self
-            .lead
-            .valid_from
-            .max(self.lead.end.at.saturating_sub(self.log.ring()));
-        self.board.set_public(public::HORIZON, horizon);
+        self.publish_horizon();
         self.watch_majority(now_ns, each)
+    }
+
+    /// Says from where on this leader can bring a log up to date.
+    pub(super) fn publish_horizon(&self) {
+        let lapped = self.lead.end.at.saturating_sub(self.log.ring());
+        let horizon = self.lead.valid_from.max(lapped);
+        self.board.set_public(public::HORIZON, horizon);
     }
 
     /// Drops followers whose connection changed or whose requests take too long.
