@@ -224,8 +224,8 @@ impl Group {
                     && process.applied.get().index < matched
                     && process.shared.holder() == Some(self.slots[slot].id)
             });
-            // One that has applied what this leader never had came back by a snapshot of a later leader, with a life that
-            // knows no promise: it has no vote, and nobody counts it.
+            // One that has applied what this leader never had came back by a snapshot of a later leader, with a life
+            // that knows no promise: it has no vote, and nobody counts it.
             let process = process.filter(|process| {
                 let theirs = process.applied.get();
                 theirs.index <= applied.index
