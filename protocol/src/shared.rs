@@ -237,6 +237,14 @@ impl Shared {
     pub fn peer(&self, id: ReplicaId) -> &Peer {
         &self.peers[id.index()]
     }
+
+    /// The peer that leads, as far as replica `own` knows.
+    pub fn leading_peer(&self, own: ReplicaId) -> Option<ReplicaId> {
+        let promised = self.promised();
+        let owner = promised.owner().filter(|owner| *owner != own)?;
+        let peer = self.peer(owner);
+        (peer.is_alive() && peer.public(public::LEADS) == promised.0).then_some(owner)
+    }
 }
 
 /// A replica or nobody, in a word.

@@ -89,7 +89,7 @@ fn run<C: Context>(
     let mut now_ns = common.clock.now_ns();
     let mut pacer = Pacer::new(options.policy, now_ns);
     let mut report_ns = now_ns;
-    let mut standing = None;
+    let (mut standing, mut leading) = (None, None);
     while common.ending().is_none() {
         let received = carrier.receive(&mut engine, now_ns);
         if carrier.is_superseded() {
@@ -107,6 +107,11 @@ fn run<C: Context>(
                 // The replication engine has to begin or end a leadership, and may be asleep.
                 common.waker.wake();
             }
+        }
+        let leads = engine.leading_peer();
+        if std::mem::replace(&mut leading, leads) != leads {
+            // Whoever waits for a leader is to hear of it, and the thread that serves them may be asleep.
+            common.waker.wake();
         }
         now_ns = common.clock.now_ns();
         if now_ns >= report_ns {

@@ -20,6 +20,8 @@ pub(super) struct Conn {
     /// What lies before it is sent.
     sent: usize,
     in_flight: usize,
+    /// It waits for a leader, and nothing is read from it.
+    pub(super) waits: bool,
     /// What the poller was last asked to look for: readable, writable.
     pub(super) interest: (bool, bool),
 }
@@ -50,6 +52,7 @@ impl Conn {
             out: Vec::new(),
             sent: 0,
             in_flight: 0,
+            waits: false,
             interest: (true, false),
         })
     }
@@ -123,7 +126,7 @@ impl Conn {
 
     /// What the poller should look for now: readable, writable.
     pub(super) fn wants(&self) -> (bool, bool) {
-        (!self.is_full(), self.sent < self.out.len())
+        (!self.is_full() && !self.waits, self.sent < self.out.len())
     }
 
     fn is_full(&self) -> bool {

@@ -3,11 +3,15 @@
 //! A turn takes what clients have sent, submits it, polls the engine once (so all of it is one entry of the log) and
 //! sends what ended. When nothing happens it sleeps on the poller, which any client's bytes end. Nothing that a
 //! client does makes it hold more than its bound, and a client that sends nonsense loses its connection.
+//!
+//! While nobody is known to lead, clients are kept waiting for a moment instead of being sent on: a take-over is
+//! over before a client that goes from one replica to the next would be back, and needs the processors itself.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use mu_protocol::ids::ReplicaId;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
@@ -28,6 +32,8 @@ const FRAME_SLACK: usize = 64 << 10;
 const READ_BYTES: usize = 64 << 10;
 /// Events of one look at the poller.
 const EVENTS: usize = 64;
+/// Where nobody is known to lead, requests wait so long for somebody.
+pub(super) const LEADERLESS: Duration = Duration::from_millis(5);
 /// Connections accepted before other work has its turn.
 const ACCEPTS: usize = 16;
 
@@ -47,6 +53,12 @@ pub struct Server<C: Context> {
     reads: VecDeque<(Asker, Box<[u8]>)>,
     /// Clients with something to be sent, or to be taken up again.
     dirty: Vec<u64>,
+    /// Nothing is taken from clients before somebody leads.
+    waits: bool,
+    /// Since when one of them waits for it.
+    leaderless: Option<Instant>,
+    /// Clients that wait for it.
+    kept: Vec<u64>,
     max_command_bytes: usize,
     buffer: Vec<u8>,
 }
@@ -99,6 +111,9 @@ impl<C: Context> Server<C> {
             commands: VecDeque::new(),
             reads: VecDeque::new(),
             dirty: Vec::new(),
+            waits: false,
+            leaderless: None,
+            kept: Vec::new(),
             max_command_bytes,
             buffer: vec![0; READ_BYTES],
         })
@@ -127,6 +142,7 @@ impl<C: Context> Server<C> {
 
     /// One turn, at the end of which it may sleep for a moment. Says when it is over.
     pub fn turn(&mut self) -> Option<Ended> {
+        self.look_for_leader();
         let mut events = [EpollEvent::empty(); EVENTS];
         // An error could only be an interruption, and the next turn looks again.
         let n = self
@@ -186,6 +202,26 @@ impl<C: Context> Server<C> {
         }
     }
 
+    /// Whether clients are to wait for a leader, and if not any more, takes up those that did.
+    fn look_for_leader(&mut self) {
+        let known = self.direct.leads() || self.direct.leader().is_some();
+        let over = || {
+            self.leaderless
+                .is_some_and(|since| since.elapsed() >= LEADERLESS)
+        };
+        self.waits = !known && !over();
+        if !self.waits {
+            self.leaderless = None;
+            for token in std::mem::take(&mut self.kept) {
+                if let Some(conn) = self.clients.map.get_mut(&token) {
+                    conn.waits = false;
+                }
+                self.dirty.push(token);
+                self.submit(token);
+            }
+        }
+    }
+
     /// Something happened on a client's socket.
     fn take(&mut self, token: u64) {
         let Some(conn) = self.clients.map.get_mut(&token) else {
@@ -202,8 +238,17 @@ impl<C: Context> Server<C> {
         self.submit(token);
     }
 
-    /// Submits what a client has sent.
+    /// Submits what a client has sent, unless it has to wait for a leader.
     fn submit(&mut self, token: u64) {
+        if self.waits {
+            if let Some(conn) = self.clients.map.get_mut(&token)
+                && !std::mem::replace(&mut conn.waits, true)
+            {
+                self.kept.push(token);
+                self.leaderless.get_or_insert_with(Instant::now);
+            }
+            return;
+        }
         let Self {
             direct,
             clients,

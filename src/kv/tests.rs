@@ -199,6 +199,11 @@ struct Service {
 
 impl Service {
     fn start(replicas: u8) -> Self {
+        Self::start_some(replicas, replicas)
+    }
+
+    /// Only the first `up` of the replicas.
+    fn start_some(replicas: u8, up: u8) -> Self {
         let net = Inproc::new(replicas);
         let mut service = Self {
             addresses: Vec::new(),
@@ -206,7 +211,7 @@ impl Service {
             threads: Vec::new(),
             stop: Vec::new(),
         };
-        for id in 0..replicas {
+        for id in 0..up {
             let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
             service
                 .addresses
@@ -280,6 +285,39 @@ fn a_client_finds_the_leader_and_goes_on_when_it_is_gone() {
         too_long,
         Err(ClientError::KeyTooLong { bytes: 2000 })
     ));
+}
+
+/// A request where nobody leads is answered neither at once, for somebody may lead soon, nor never.
+#[test]
+fn a_request_waits_a_moment_for_a_leader() {
+    let service = Service::start_some(3, 1);
+    let address = service.addresses[0].1;
+    let mut connection = Connection::open(address, Duration::from_secs(5)).expect("connected");
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let number = connection.send(Request::Get { key: b"k" }).expect("sent");
+        let deadline = begin + Duration::from_secs(20);
+        let (answered, response) = connection.receive(deadline).expect("answered");
+        assert_eq!(answered, number);
+        assert!(
+            matches!(response, Response::NotLeader { hint: None }),
+            "{response:?}"
+        );
+        assert!(begin.elapsed() >= super::server::LEADERLESS);
+    }
+    // One that does not read its answers is kept as well, and no more is read from it than has room.
+    let mut flood = TcpStream::connect(address).expect("connected");
+    flood.write_all(&GREETING).expect("sent");
+    let mut frame = Vec::new();
+    Request::Get { key: b"k" }.encode(1, &mut frame);
+    let many = frame.repeat(4096);
+    flood
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .expect("a time-out");
+    let begin = Instant::now();
+    while flood.write_all(&many).is_ok() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "never held back");
+    }
 }
 
 #[test]

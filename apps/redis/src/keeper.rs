@@ -12,6 +12,8 @@ use crate::{hooks_raw, module, module_raw, report};
 
 /// Looks at least so often.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two tries to have a look at a busy server. The leadership ends it early.
+const WATCH_PAUSE: Duration = Duration::from_millis(2);
 /// The first pause between two looks at a server that is not there yet; it doubles.
 const PAUSE: Duration = Duration::from_micros(50);
 const PAUSE_MOST: Duration = Duration::from_millis(2);
@@ -46,7 +48,8 @@ pub(crate) fn run(node: &'static Node) {
 fn watch(node: &Node) {
     let begin = Instant::now();
     let no_use = || node.mode() == Mode::Leader || node.leads() || begin.elapsed() > LOOK;
-    let behind = module_raw::try_with_server(no_use, |server| {
+    let pause = || node.wait(WATCH_PAUSE);
+    let behind = module_raw::try_with_server(no_use, pause, |server| {
         node.mode() == Mode::Follower && server.is_primary()
     });
     if behind == Some(true) {

@@ -151,6 +151,8 @@ pub(crate) fn misconfigured() -> Option<String> {
 /// A turn is waited for so long, for which the replica stands still: at the leader, and at a follower.
 const LEADERS: Duration = Duration::from_millis(20);
 const FOLLOWERS: Duration = Duration::from_millis(500);
+/// Between two tries to find the server at rest.
+const SAVE_PAUSE: Duration = Duration::from_micros(100);
 
 /// This process's server.
 struct Own;
@@ -172,7 +174,8 @@ impl Local for Own {
             };
             begin.elapsed() > most
         };
-        try_with_server(no_use, |server| {
+        let pause = || std::thread::sleep(SAVE_PAUSE);
+        try_with_server(no_use, pause, |server| {
             let position = match node.mode() {
                 Mode::Leader => node.position(),
                 Mode::Follower => server.replication().position?,

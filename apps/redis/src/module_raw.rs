@@ -389,9 +389,10 @@ pub(crate) fn with_server<R>(run: impl FnOnce(&Server) -> R) -> R {
     result
 }
 
-/// The same if the lock can be had before `give_up` says that it is no use any more.
+/// The same if the lock can be had before `give_up` says that it is no use any more. `pause` passes between two tries.
 pub(crate) fn try_with_server<R>(
     give_up: impl Fn() -> bool,
+    pause: impl Fn(),
     run: impl FnOnce(&Server) -> R,
 ) -> Option<R> {
     let ctx = detached();
@@ -400,7 +401,7 @@ pub(crate) fn try_with_server<R>(
         if give_up() {
             return None;
         }
-        std::thread::sleep(std::time::Duration::from_micros(100));
+        pause();
     }
     let result = run(&Server(ctx));
     // SAFETY: as above.

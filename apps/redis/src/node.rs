@@ -37,8 +37,9 @@ pub(crate) const MISCONFIGURED: i32 = 78;
 /// A node that leads so long while its server is no primary gives the leadership to another one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A follower looks for decided bytes so often. Whatever concerns the leadership wakes it.
-const FOLLOWER_NS: u64 = 1_000_000;
+/// A node whose server works by itself is polled so often: a follower then looks for decided bytes, and a primary's
+/// turns poll the replica anyway. Whatever concerns the leadership wakes it.
+const QUIET_NS: u64 = 1_000_000;
 
 /// What the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,9 +267,10 @@ impl Node {
             let pumped = self.feed.pump();
             let now_ns = monotonic_ns();
             let worked = pace.worked || pumped;
-            if follows && !worked {
+            let is_primary = leads && self.mode() == Mode::Leader;
+            if is_primary || follows && !worked {
                 // One wake-up for many turns of the leader, which has better use for the processors.
-                self.handle.sleep(FOLLOWER_NS.min(longest_ns), || false);
+                self.handle.sleep(QUIET_NS.min(longest_ns), || false);
                 continue;
             }
             match pacer.rest(now_ns, worked, pace.waiting, now_ns + longest_ns) {

@@ -231,6 +231,14 @@ impl<C: Context> Boards<C> {
         self.post_read(peer, generation, reading)
     }
 
+    /// Whether a read is under way.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.peers
+            .iter()
+            .flatten()
+            .any(|peer| peer.reading.is_some())
+    }
+
     fn post_read(
         &mut self,
         peer: ReplicaId,

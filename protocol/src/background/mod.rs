@@ -99,7 +99,7 @@ pub enum BackgroundError {
 /// How the engine wants to be polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Something was done, so more may be to do at once.
+    /// Something other than a heartbeat was done, or one is under way: more may be to do at once.
     pub worked: bool,
     /// The latest time of the next poll. Requests of peers come at any time; they wait as long.
     pub next_ns: u64,
@@ -261,13 +261,17 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             self.counters.stalls += 1;
             self.boards.stalled();
         }
-        let mut worked = self.completions(now_ns);
+        self.completions(now_ns);
+        let mut worked = false;
         if turn.beat {
             self.beat(now_ns, !turn.stalled);
-            worked |= self.completions(now_ns);
+            self.completions(now_ns);
+            // What a heartbeat brings is no reason to poll again; that it is still to come is one.
+            worked |= self.boards.is_reading();
         }
         if self.look(now_ns) {
-            worked |= self.completions(now_ns);
+            self.completions(now_ns);
+            worked = true;
         }
         worked |= self.serve_links(now_ns);
         worked |= self.decide(now_ns);

@@ -92,6 +92,11 @@ impl<C: mu_verbs::Context, Z: Zoo> Background<C, Z> {
         self.counters
     }
 
+    /// The peer that leads, as far as this replica knows.
+    pub fn leading_peer(&self) -> Option<ReplicaId> {
+        self.shared.leading_peer(self.settings.id)
+    }
+
     /// The picture at this moment.
     pub fn view(&self) -> View {
         let mut peers = [const { None }; crate::limits::MAX_REPLICAS];

@@ -441,12 +441,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.accepts() {
             return Some(self.settings.id);
         }
-        let promised = self.shared.promised();
-        let owner = promised.owner()?;
-        let leads = owner != self.settings.id
-            && self.shared.peer(owner).is_alive()
-            && self.shared.peer(owner).public(public::LEADS) == promised.0;
-        leads.then_some(owner)
+        self.shared.leading_peer(self.settings.id)
     }
 
     /// Role and vote.

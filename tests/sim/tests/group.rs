@@ -24,7 +24,8 @@ fn seeds_hold_and_repeat() {
 /// 37826: a new leader without room for its first entry. 54878: an entry applied before the oracle can follow it.
 /// 56190, 171685, 172115: followers saw each new leader without its horizon for a moment, and waited anew. 178075: a
 /// candidate too far behind to know the lives whose grants it needed. 117281: a deposed leader wrote to a replica that
-/// had come back with a later leader's state.
+/// had come back with a later leader's state. What a seed draws depends on the engines' timing too, so after a change of
+/// that these are seeds like any other.
 #[test]
 fn seeds_that_failed_hold() {
     for failed in [37_826, 54_878, 56_190, 117_281, 171_685, 172_115, 178_075] {
@@ -63,16 +64,15 @@ fn seeded_bugs_are_caught() {
         (Bug::GrantsFromAll, "stuck"),
     ];
     for (bug, how) in bugs {
-        let caught = hunt(bug, 0, 200, 2);
-        let by = caught
-            .by
-            .unwrap_or_else(|| panic!("{} is not caught within 200 seeds", bug.name()));
-        assert!(
-            by.what.contains(how),
-            "{} is caught by seed {}: {}",
-            bug.name(),
-            by.seed,
-            by.what
-        );
+        // Another check may be there first.
+        let mut first = 0;
+        loop {
+            let by = hunt(bug, first, 200 - first, 2).by;
+            let by = by.unwrap_or_else(|| panic!("{how} does not catch {}", bug.name()));
+            if by.what.contains(how) {
+                break;
+            }
+            first = by.seed + 1;
+        }
     }
 }

@@ -56,6 +56,7 @@ fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
     match bug {
         Bug::SkipSelfFence => Some(&[Pause, OneWay, Flap]),
         Bug::StaleRequests => Some(&[Clog, CutLeader, Pause]),
+        Bug::IgnoreChain => Some(&[CutLeader, Device, Burst]),
         _ => None,
     }
 }
