@@ -23,7 +23,7 @@ use mu_verbs::Memory;
 use mu_verbs::sync::{Ordering, Word, fence};
 
 use crate::ids::{Epoch, ReplicaId};
-use crate::layout::{Standing, board_row, outbox_row, public};
+use crate::layout::{Role, Standing, board_row, outbox_row, public};
 use crate::limits::{MAX_REPLICAS, PUBLIC_WORDS};
 
 /// The words. One for each replica, in an `Arc` that both engines hold.
@@ -238,12 +238,14 @@ impl Shared {
         &self.peers[id.index()]
     }
 
-    /// The peer that leads, as far as replica `own` knows.
+    /// The peer that leads, as far as replica `own` knows. A candidate does not: it may not come to it.
     pub fn leading_peer(&self, own: ReplicaId) -> Option<ReplicaId> {
         let promised = self.promised();
         let owner = promised.owner().filter(|owner| *owner != own)?;
         let peer = self.peer(owner);
-        (peer.is_alive() && peer.public(public::LEADS) == promised.0).then_some(owner)
+        let leads =
+            peer.standing().role == Role::Leader && peer.public(public::LEADS) == promised.0;
+        (leads && peer.is_alive()).then_some(owner)
     }
 }
 

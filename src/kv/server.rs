@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use mu_protocol::ids::ReplicaId;
+use mu_protocol::layout::Role;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
 use mu_verbs::Context;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -153,7 +154,7 @@ impl<C: Context> Server<C> {
             match event.data() {
                 LISTENER => self.accept(),
                 SIGNALS => return Some(Ended::Signal),
-                token => self.take(token),
+                token => self.take(token, event.events()),
             }
         }
         let pace = self.advance();
@@ -205,11 +206,16 @@ impl<C: Context> Server<C> {
     /// Whether clients are to wait for a leader, and if not any more, takes up those that did.
     fn look_for_leader(&mut self) {
         let known = self.direct.leads() || self.direct.leader().is_some();
+        // One that hands over knows more than it is asked for here, and one that recovers may know nothing for long.
+        let able = matches!(
+            self.direct.standing().role,
+            Role::Follower | Role::Candidate
+        );
         let over = || {
             self.leaderless
                 .is_some_and(|since| since.elapsed() >= LEADERLESS)
         };
-        self.waits = !known && !over();
+        self.waits = !known && able && !over();
         if !self.waits {
             self.leaderless = None;
             for token in std::mem::take(&mut self.kept) {
@@ -223,10 +229,15 @@ impl<C: Context> Server<C> {
     }
 
     /// Something happened on a client's socket.
-    fn take(&mut self, token: u64) {
+    fn take(&mut self, token: u64, what: EpollFlags) {
         let Some(conn) = self.clients.map.get_mut(&token) else {
             return;
         };
+        if what.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            // Nothing can be answered any more, and this would be told again and again.
+            self.clients.end(token, &Over::Gone);
+            return;
+        }
         self.dirty.push(token);
         // One that has enough in flight is not read from, whatever woke the poller.
         if conn.interest.0

@@ -228,7 +228,8 @@ impl Group {
             // that knows no promise: it has no vote, and nobody counts it.
             let process = process.filter(|process| {
                 let theirs = process.applied.get();
-                theirs.index <= applied.index
+                process.standing.get().voter
+                    || theirs.index <= applied.index
                     || entries
                         .iter()
                         .any(|(header, at)| Point { at: *at, ..applied }.after(header) == theirs)
