@@ -333,3 +333,39 @@ impl Board {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A follower that took a candidate for a leader would wait anew for one that never shows a horizon.
+    #[test]
+    fn a_peer_leads_when_it_says_so_in_the_promised_epoch_and_lives() {
+        let (own, peer) = (ReplicaId::new(0), ReplicaId::new(1));
+        let (own, peer) = (own.expect("an id"), peer.expect("an id"));
+        let epoch = Epoch::above(Epoch::NONE, peer).expect("an epoch");
+        let shared = Shared::new();
+        let words = shared.peer(peer);
+        let is = |role| {
+            let standing = Standing { role, voter: true };
+            words.public[public::STANDING].store(standing.to_word(), Ordering::Release);
+        };
+        words.public[public::LEADS].store(epoch.0, Ordering::Release);
+        words.alive.store(1, Ordering::Release);
+        is(Role::Leader);
+        assert_eq!(shared.leading_peer(own), None, "nothing is promised");
+        shared.promise(epoch);
+        assert_eq!(shared.leading_peer(own), Some(peer));
+        assert_eq!(shared.leading_peer(peer), None, "no peer of itself");
+        for role in [Role::Candidate, Role::Follower, Role::Recovering] {
+            is(role);
+            assert_eq!(shared.leading_peer(own), None, "{role:?}");
+        }
+        is(Role::Leader);
+        words.alive.store(0, Ordering::Release);
+        assert_eq!(shared.leading_peer(own), None, "it is dead");
+        words.alive.store(1, Ordering::Release);
+        shared.promise(Epoch::above(epoch, own).expect("an epoch"));
+        assert_eq!(shared.leading_peer(own), None, "another one is promised");
+    }
+}
