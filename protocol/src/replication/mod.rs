@@ -530,6 +530,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.confirmed()
     }
 
+    /// The life of `peer` whose grant a candidate or leader has taken, for checks; 0 if it has none.
+    pub fn granting_life(&self, peer: ReplicaId) -> u64 {
+        let mut followers = self.lead.followers.iter();
+        let follower = followers.find(|follower| follower.id == peer);
+        follower.map_or(0, |follower| follower.incarnation())
+    }
+
     fn refusal(&self) -> Refused {
         match self.stopped {
             Some(why) => Refused::Stopped(why),

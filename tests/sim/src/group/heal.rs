@@ -58,7 +58,8 @@ impl Group {
         voters >= quorum
     }
 
-    /// Whether a majority still has its memory. One whose CPU is dead cannot answer, and its memory can.
+    /// Whether a majority still has its memory. One whose CPU is dead cannot answer, and its memory can. One whose
+    /// admission is decided may not have applied it yet.
     pub(crate) fn remembers(&self) -> bool {
         let zombies = self
             .slots
@@ -67,7 +68,12 @@ impl Group {
         let with_vote = zombies
             .filter(|process| process.standing.get().voter)
             .count();
-        self.voters() + with_vote >= self.members.quorum()
+        let admitted = self.running().into_iter().filter(|(slot, process)| {
+            let (id, life) = (self.slots[*slot].id, process.incarnation.get());
+            process.standing.get().role == Role::Learner
+                && self.core.borrow().oracle.is_voter(id, life)
+        });
+        self.voters() + with_vote + admitted.count() >= self.members.quorum()
     }
 
     /// One of the minority that need not be healthy.

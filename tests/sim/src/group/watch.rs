@@ -219,6 +219,8 @@ impl Group {
             let entry = entries.iter().find(|(header, _)| header.index == matched);
             let process = self.process(id.index()).filter(|process| {
                 matches!(process.standing.get().role, Role::Follower | Role::Learner)
+                    // What an earlier life has acknowledged lies in that one's memory.
+                    && rep.granting_life(id) == process.incarnation.get()
                     && process.shared.promised() == epoch
                     // One that came back by snapshot has the state instead.
                     && process.applied.get().index < matched
