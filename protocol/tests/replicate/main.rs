@@ -166,6 +166,10 @@ fn commands_that_are_too_long_or_too_many_are_refused() {
         group.node(leader).commands.len() == 10
     });
     assert_eq!(group.propose(leader, 0, 0, b"again"), Ok(11));
+    // A beat after the leader has said that it is one.
+    group.until("the hint", 1000, |group| {
+        group.node(1).replica.replication.leader() == Some(id(0))
+    });
     let follower = group
         .node(1)
         .replica
