@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
-use mu_verbs::{Context, PostError};
 
-use super::lane::{Op, Target};
+use super::lane::{Op, Target, Unposted};
 use super::leader::{Follower, Phase, Stage, note};
 use super::{Event, Replication};
 use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
@@ -147,7 +147,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let said = follower.says_applied(shared, lead.end);
             follower.applied_at = follower.applied_at.max(said);
         }
-        let posted = (|| -> Result<u32, PostError> {
+        let posted = (|| -> Result<u32, Unposted> {
             lane.read_header(id, target)?;
             lane.write_word(
                 id,

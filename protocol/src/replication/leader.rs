@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
-use mu_verbs::{Context, PostError};
 
-use super::lane::{Done, Lane, Op, POLLED, Target};
+use super::lane::{Done, Lane, Op, POLLED, Target, Unposted};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
 use crate::entry::{Encoder, Header, Kind, admit, admitted};
@@ -139,7 +139,7 @@ impl Follower {
         log: &Log,
         end: Point,
         now_ns: u64,
-    ) -> Result<(), PostError> {
+    ) -> Result<(), Unposted> {
         while self.sent < end.at {
             let lacks = self.sent..end.at;
             self.sent = lane.write_log(log, self.id, self.target, lacks, end.index)?;
@@ -643,7 +643,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let at = lead.end.at;
         let (header, bytes) = lead.encoder.finish(header, self.checksum);
         log.write(at, bytes);
-        shared.own_log_written();
         lead.end = lead.end.after(&header);
         (lead.appended_ns, lead.full_ns) = (now_ns, None);
         let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
@@ -665,6 +664,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
+        // One fence for both: the own log may count, and nothing strayed.
+        shared.own_log_written();
+        lane.find_fenced_strays();
         lead.fresh = Some(header);
     }
 
@@ -724,7 +726,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let Some(follower) = self.lead.follower(done.tag.peer) else {
             return ControlFlow::Continue(());
         };
-        let current = done.tag.is_of(follower.target.generation);
+        let current = self.lane.is_current(done.tag, follower.target);
         if follower.stage == Stage::Idle || !current {
             self.counters.stale += 1;
             return ControlFlow::Continue(());
@@ -1018,14 +1020,14 @@ pub(super) fn lose(follower: &mut Follower, shared: &Shared, counters: &mut Coun
 #[inline]
 pub(super) fn note<Z: Zoo>(
     follower: &mut Follower,
-    posted: Result<(), PostError>,
+    posted: Result<(), Unposted>,
     counters: &mut Counters,
     shared: &Shared,
     zoo: Z,
 ) {
     match posted {
         Ok(()) => {}
-        Err(PostError::QueueFull { .. }) => {
+        Err(Unposted::Full) => {
             counters.queue_full += 1;
             follower.overflowed |= zoo.has(Bug::AbortOnFullQueue);
         }

@@ -6,6 +6,7 @@ use mu_protocol::check::mix;
 use mu_protocol::layout::{Role, Standing, board_row, header, public, row};
 use mu_protocol::log::Source;
 use mu_protocol::replication::ReadOutcome;
+use mu_verbs::sync::Ordering;
 
 /// Found in review: a proven read of a new leader is answered before the leader has applied what the old one decided
 /// and acknowledged. `prove` never compares applied with commit, and one poll applies 256 entries at most.
@@ -541,4 +542,48 @@ fn slow_snapshot(takes_ns: u64) {
         .map(|n| group.node(*n).replica.replication.counters().led)
         .collect();
     panic!("not back after a second, {snapshots} snapshots and leaderships {led:?}");
+}
+
+/// The thread that replicates is stopped while the log link to a follower gets another connection. What it then posts
+/// for the old one says nothing: what went before it may have been flushed.
+#[test]
+fn what_is_posted_for_a_connection_that_is_over_does_not_count() {
+    let mut group = Group::new(3, |settings| {
+        (settings.stuck_ns, settings.form) = (1 << 40, true);
+    });
+    let leader = group.elect();
+    group.settle();
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    group.kill(other);
+    assert_eq!(group.propose(leader, 1, 1, b"with both"), Ok(1));
+    let connected = |group: &mut Group, at: usize, to: usize| {
+        let shared = group.node(at).replica.replication.shared();
+        shared.peer(id(to)).log_generation.load(Ordering::Acquire)
+    };
+    group.node(leader).paused = true;
+    let old = connected(&mut group, leader, follower);
+    let broken = connected(&mut group, follower, leader);
+    let words = group.node(follower).replica.replication.shared();
+    let fault = &words.peer(id(leader)).log_fault;
+    fault.store(broken, Ordering::Release);
+    group.until("another connection", 10_000, |group| {
+        ![0, old].contains(&connected(group, leader, follower))
+    });
+    // Until the follower has granted its log over it.
+    (0..200).for_each(|_| group.step());
+
+    let node = group.node(leader);
+    let lost = node.replica.replication.counters().followers_lost;
+    let ticket = node.replica.replication.submit(1, 2, b"over the new one");
+    let ticket = ticket.expect("it leads");
+    node.paused = false;
+    group.step();
+    let node = group.node(leader);
+    let counters = node.replica.replication.counters();
+    assert_eq!(counters.followers_lost, lost + 1, "the connection is over");
+    assert!(node.commands.iter().all(|(t, _)| *t != ticket));
+    group.until("the follower's second confirmation", 10_000, |group| {
+        let commands = &group.node(leader).commands;
+        commands.contains(&(ticket, Ok(2)))
+    });
 }
