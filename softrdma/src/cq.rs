@@ -215,11 +215,25 @@ impl Source {
                 byte_len: record.byte_len,
                 imm_data: None,
                 qp_num: self.qp.qp_num,
-                vendor_err: 0,
+                vendor_err: match record.status {
+                    WcStatus::RETRY_EXC_ERR => self.why_gone(),
+                    _ => 0,
+                },
             };
             n += 1;
         }
         n
+    }
+
+    /// What the layer knows of a peer that does not answer.
+    #[cold]
+    fn why_gone(&self) -> u32 {
+        let ctl = self.qp.lock();
+        let ended = ctl
+            .path
+            .as_ref()
+            .is_some_and(|path| path.view.ended.load(Ordering::Acquire));
+        if ended { Completion::PEER_ENDED } else { 0 }
     }
 
     /// There are receives that were completed, or may be flushed.

@@ -103,6 +103,7 @@ impl Ways for Inner {
             lane_id: lane.id,
             memories: Arc::clone(&node.memories),
             gone: Arc::clone(&node.gone),
+            ended: Arc::clone(&node.gone),
             fabric,
         });
         lock(&me.views).insert(target, Arc::clone(&view));

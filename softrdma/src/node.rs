@@ -109,6 +109,8 @@ pub(crate) struct View {
     pub(crate) memories: Arc<MemoryTable>,
     /// The target is dead, or this view was fenced: nothing done through it counts any more.
     pub(crate) gone: Arc<StdBool>,
+    /// The target's process has ended, or is about to. Set before `gone`.
+    pub(crate) ended: Arc<StdBool>,
     /// Whom to ask about memory that is not in the table yet.
     pub(crate) fabric: Weak<dyn Fabric>,
 }

@@ -222,11 +222,15 @@ pub struct Completion {
     pub imm_data: Option<u32>,
     /// The local queue pair.
     pub qp_num: u32,
-    /// The device's own code; 0 in software.
+    /// The device's own code; in software [`PEER_ENDED`](Self::PEER_ENDED) or 0.
     pub vendor_err: u32,
 }
 
 impl Completion {
+    /// `vendor_err` of the software layer beside [`WcStatus::RETRY_EXC_ERR`]: the peer's process has ended, or is about
+    /// to and does not come back from it. Its threads may run for some microseconds more.
+    pub const PEER_ENDED: u32 = 1;
+
     /// A value to fill a polling array with.
     pub const EMPTY: Self = Self {
         wr_id: 0,

@@ -74,6 +74,8 @@ fn a_killed_target_ends_requests() {
         );
     }
     assert_eq!(end.qp.control().state(), QpState::Err);
+    assert_eq!(end.last.status, WcStatus::RETRY_EXC_ERR);
+    assert_eq!(end.last.vendor_err, Completion::PEER_ENDED);
 }
 
 /// The keeper shares the memory of its process and no descriptor, heeds no signal, and is gone soon after its process.
@@ -204,6 +206,7 @@ fn a_stopped_writer_is_fenced() {
             (0..WRITE / 8).all(|i| end.memory.load(i) == before[i]),
             "a word landed after the revocation"
         );
+        // Without a vendor error: this process lives.
         assert!(
             ["REM_INV_REQ_ERR", "RETRY_EXC_ERR"].contains(&status.as_str()),
             "{status}"

@@ -816,7 +816,9 @@ fn writers_die_in_the_middle_of_a_copy() {
         let bytes = 8 * random.below(128) as usize;
         x.qp.inject(Fault::CrashInCopy { bytes });
         x.write_region(1, y.mr.remote(0), STORM_WORDS * 8);
-        assert_eq!(x.wait().status, WcStatus::RETRY_EXC_ERR, "round {round}");
+        let ended = x.wait();
+        assert_eq!(ended.status, WcStatus::RETRY_EXC_ERR, "round {round}");
+        assert_eq!(ended.vendor_err, 0, "the target lives");
         x.node.crash();
         y.modify(Modify::Err);
         y.modify(Modify::Reset);

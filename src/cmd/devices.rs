@@ -99,6 +99,7 @@ struct Abilities {
     memory_windows: bool,
     bounded_revoke: bool,
     target_cpu_free: bool,
+    tells_peer_ended: bool,
     hostile_safe: bool,
 }
 
@@ -145,6 +146,7 @@ impl From<&Capabilities> for Abilities {
             memory_windows: caps.memory_windows,
             bounded_revoke: caps.bounded_revoke,
             target_cpu_free: caps.target_cpu_free,
+            tells_peer_ended: caps.tells_peer_ended,
             hostile_safe: caps.hostile_safe,
         }
     }
@@ -280,11 +282,13 @@ impl Device {
             line(
                 "also",
                 format!(
-                    "re-registration {}, windows {}, bounded revocation {}, target CPU free {}, hostile peers safe {}",
+                    "re-registration {}, windows {}, bounded revocation {}, target CPU free {}, \
+                     a peer's end is told {}, hostile peers safe {}",
                     yes_no(a.rereg_mr),
                     yes_no(a.memory_windows),
                     yes_no(a.bounded_revoke),
                     yes_no(a.target_cpu_free),
+                    yes_no(a.tells_peer_ended),
                     yes_no(a.hostile_safe)
                 ),
             );

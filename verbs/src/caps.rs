@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{Completion, WcStatus};
+
 /// Which kind of memory and transport a context works on. For printing and for choosing a backend by name; no code may
 /// decide by it what the device can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,6 +191,19 @@ pub struct Capabilities {
     pub bounded_revoke: bool,
     /// The target's CPU does nothing for an operation of a peer.
     pub target_cpu_free: bool,
+    /// The device knows when a peer's process has ended, and tells: see [`says_peer_ended`](Self::says_peer_ended). A
+    /// NIC does not: to it a dead peer, a broken path and a slow one look alike.
+    pub tells_peer_ended: bool,
     /// A peer that lies about its own addresses, keys or counters is contained.
     pub hostile_safe: bool,
+}
+
+impl Capabilities {
+    /// Whether a completion says that the peer's process has ended, or is about to and does not come back from it. Some
+    /// of its threads may run for microseconds more, so this is word of the peer's future and no barrier.
+    pub fn says_peer_ended(&self, completion: &Completion) -> bool {
+        self.tells_peer_ended
+            && completion.status == WcStatus::RETRY_EXC_ERR
+            && completion.vendor_err == Completion::PEER_ENDED
+    }
 }

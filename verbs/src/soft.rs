@@ -97,6 +97,7 @@ fn capabilities(backend: BackendKind, placement: Placement) -> Capabilities {
         // A thread of this process can be preempted in mid-copy for as long as the scheduler likes.
         bounded_revoke: false,
         target_cpu_free: true,
+        tells_peer_ended: true,
         hostile_safe: false,
     }
 }

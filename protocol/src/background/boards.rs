@@ -5,8 +5,8 @@
 //! the bytes of a write under way stand still.
 
 use mu_verbs::{
-    Access, Completion, CompletionQueue, Context, Memory, MemoryRegion, Payload, PostError, QpCap,
-    QueuePair, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
+    Access, Capabilities, Completion, CompletionQueue, Context, Memory, MemoryRegion, Payload,
+    PostError, QpCap, QueuePair, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
 };
 
 use super::mailbox::Outgoing;
@@ -33,6 +33,8 @@ pub(crate) struct Ended {
     pub(crate) generation: u32,
     pub(crate) request: Request,
     pub(crate) status: WcStatus,
+    /// The device says that the peer's process has ended.
+    pub(crate) peer_ended: bool,
 }
 
 /// A read under way.
@@ -59,6 +61,7 @@ struct BoardPeer<C: Context> {
 
 /// See the module.
 pub(crate) struct Boards<C: Context> {
+    ctx: C,
     peers: PerPeer<BoardPeer<C>>,
     cq: C::Cq,
     public: C::Mr,
@@ -113,6 +116,7 @@ impl<C: Context> Boards<C> {
         let scratch = ctx.alloc_memory(MAX_REPLICAS * SCRATCH_WORDS * WORD)?;
         let line = 0..PUBLIC_WORDS * WORD;
         Ok(Self {
+            ctx: ctx.clone(),
             peers,
             cq,
             public: ctx.reg_mr(pd, &board.memory, line, Access::REMOTE_READ)?,
@@ -316,7 +320,7 @@ impl<C: Context> Boards<C> {
         let mut completions = [Completion::EMPTY; BATCH];
         let n = self.cq.poll(&mut completions);
         for (ended, completion) in ended.iter_mut().zip(&completions[..n]) {
-            *ended = ended_request(completion);
+            *ended = ended_request(completion, self.ctx.caps());
         }
         n
     }
@@ -388,7 +392,7 @@ fn number(peer: ReplicaId, generation: u32, request: Request) -> u64 {
     u64::from(generation) << 32 | u64::from(peer.get()) << 1 | u64::from(request == Request::Write)
 }
 
-fn ended_request(completion: &Completion) -> Option<Ended> {
+fn ended_request(completion: &Completion, caps: &Capabilities) -> Option<Ended> {
     let number = completion.wr_id;
     Some(Ended {
         peer: ReplicaId::new((number as u32 >> 1) as u8)?,
@@ -399,5 +403,6 @@ fn ended_request(completion: &Completion) -> Option<Ended> {
             Request::Read
         },
         status: completion.status,
+        peer_ended: caps.says_peer_ended(completion),
     })
 }

@@ -198,6 +198,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             control: true,
             incarnation,
             stale_row: true,
+            ended: false,
             ..self.peers[peer.index()]
         };
         self.granter.forget(peer);

@@ -109,6 +109,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             let leads = Epoch(words.public(public::LEADS));
             peers[id.index()] = PeerSight {
                 alive: state.alive,
+                ended: state.ended,
                 standing: words.standing(),
                 leads: if leads.owner() == Some(id) {
                     leads

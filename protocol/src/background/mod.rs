@@ -116,6 +116,8 @@ struct PeerState {
     stale_row: bool,
     /// Counted as alive when last looked.
     alive: bool,
+    /// The life that said hello last has ended: so says the device.
+    ended: bool,
 }
 
 /// See the module.

@@ -412,6 +412,7 @@ impl Shm {
             lane_id,
             memories: Arc::new(MemoryTable::new()),
             gone: Arc::new(StdBool::new(false)),
+            ended: Arc::new(StdBool::new(false)),
             fabric,
         });
         // Without one the target cannot fence this process; it then waits for it or gives up, and says so.
@@ -836,7 +837,7 @@ impl Outbound {
     /// Whether there is anything left to do with it.
     fn is_alive(&self) -> bool {
         self.drain();
-        if self.life.as_ref().is_some_and(raw::has_ended) || raw::has_ended(&self.pidfd) {
+        if self.has_ended() {
             self.end();
         }
         let ending = *lock(&self.ending);
@@ -847,9 +848,17 @@ impl Outbound {
         ending.is_some() || !self.view.gone.load(Ordering::Acquire)
     }
 
+    /// Whether its process has ended, or is about to.
+    fn has_ended(&self) -> bool {
+        self.life.as_ref().is_some_and(raw::has_ended) || raw::has_ended(&self.pidfd)
+    }
+
     /// All requests fail from now on. Giving the memory back takes milliseconds of a processor, which those need that
     /// have to replace the target, so it waits.
     fn end(&self) {
+        if self.has_ended() {
+            self.view.ended.store(true, Ordering::Release);
+        }
         self.view.gone.store(true, Ordering::SeqCst);
         lock(&self.ending).get_or_insert_with(Instant::now);
     }

@@ -28,6 +28,8 @@ pub(crate) struct End {
     pub(crate) mr: Mr,
     pub(crate) cq: Cq,
     pub(crate) qp: Qp,
+    /// The completion that was waited for last.
+    pub(crate) last: Completion,
 }
 
 impl End {
@@ -49,6 +51,7 @@ impl End {
             mr,
             cq,
             qp,
+            last: Completion::EMPTY,
         }
     }
 
@@ -134,7 +137,8 @@ impl End {
     }
 
     fn wait(&mut self) -> WcStatus {
-        until("a completion", || self.poll()).status
+        self.last = until("a completion", || self.poll());
+        self.last.status
     }
 
     /// WRITEs without a pause until one is refused; its status.
@@ -294,7 +298,10 @@ pub(crate) fn obey() {
                                 "storm" => end.storm(*remote),
                                 _ => end.send_storm(),
                             };
-                            println!("@{status}");
+                            match end.last.vendor_err {
+                                0 => println!("@{status}"),
+                                code => println!("@{status} {code}"),
+                            }
                         });
                     }
                 });

@@ -216,6 +216,13 @@ impl State {
         if chunk.first && !self.reaches(from, to) {
             return self.try_again(flow, chunk);
         }
+        if flow.live && self.knows_ended(flow.qp) {
+            self.hit(Fault::PeerEnded);
+            return Step::Done {
+                status: WcStatus::RETRY_EXC_ERR,
+                known: true,
+            };
+        }
         match self.admit(flow, !chunk.first) {
             Ok(target) => flow.current().expect("asked before").target = target,
             Err(refusal) => {
@@ -249,6 +256,13 @@ impl State {
             return Step::Again(self.now + self.rng.spread(500, 200_000));
         }
         self.take_effect(flow, chunk)
+    }
+
+    /// Whether this is a device that knows when a peer's process has ended, and the one at the other end has.
+    pub(crate) fn knows_ended(&self, qp: u32) -> bool {
+        let peer = self.qps[qp as usize].remote.node;
+        let peer = self.ctxs.iter().find(|ctx| ctx.id == peer);
+        self.profile.tells_peer_ended && peer.is_some_and(|peer| !peer.alive)
     }
 
     /// A ghost's refusal fails the target's queue pair as any other.

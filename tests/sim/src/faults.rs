@@ -39,6 +39,8 @@ pub enum Fault {
     Retransmit,
     /// The peer did not answer for too long.
     RetriesExhausted,
+    /// A request ends at once, since the peer's process has ended.
+    PeerEnded,
     /// An acknowledged write becomes visible later.
     VisibleLate,
     /// A message is placed in more than one piece.
@@ -73,7 +75,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::CompletionLost,
         Self::CompletionLate,
         Self::CompletionTwice,
@@ -91,6 +93,7 @@ impl Fault {
         Self::AnswerLost,
         Self::Retransmit,
         Self::RetriesExhausted,
+        Self::PeerEnded,
         Self::VisibleLate,
         Self::Torn,
         Self::OutOfOrder,
@@ -138,6 +141,7 @@ impl Fault {
             Self::AnswerLost => "answer_lost",
             Self::Retransmit => "retransmit",
             Self::RetriesExhausted => "retries_exhausted",
+            Self::PeerEnded => "peer_ended",
             Self::VisibleLate => "visible_late",
             Self::Torn => "torn",
             Self::OutOfOrder => "out_of_order",
@@ -158,8 +162,14 @@ impl Fault {
 }
 
 /// How often each fault struck.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage([u64; Fault::ALL.len()]);
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self([0; Fault::ALL.len()])
+    }
+}
 
 impl Coverage {
     pub(crate) fn hit(&mut self, fault: Fault) {

@@ -59,6 +59,8 @@ pub struct Profile {
     pub visible_late: u32,
     /// Messages that are torn into pieces.
     pub torn: u32,
+    /// Whether a request to a process that has ended ends at once and says so, as in software.
+    pub tells_peer_ended: bool,
 }
 
 impl Profile {
@@ -76,6 +78,7 @@ impl Profile {
         gap_ns: 50,
         visible_late: 0,
         torn: 0,
+        tells_peer_ended: false,
     };
 
     /// Some device, from the seed.
@@ -100,6 +103,7 @@ impl Profile {
             Placement::Aligned128Bytes,
             Placement::Unknown,
         ];
+        let latency_ns = *rng.pick(&[300, 600, 1_500, 5_000]);
         Self {
             placement: *rng.pick(&placements),
             leak,
@@ -107,12 +111,14 @@ impl Profile {
             reset_keeps_completions: rng.one_in(3),
             max_inline_data: *rng.pick(&[16, 64, 220, 256, 1024]),
             max_qp_wr: *rng.pick(&[16, 64, MAX_WR]),
-            latency_ns: *rng.pick(&[300, 600, 1_500, 5_000]),
+            latency_ns,
             tail: *rng.pick(&[0, 1_000, 10_000, 50_000]),
             tail_max_ns: *rng.pick(&[20_000, 200_000, 2_000_000]),
             gap_ns: *rng.pick(&[20, 200, 2_000]),
             visible_late: *rng.pick(&[0, 20_000, 200_000]),
             torn: *rng.pick(&[50_000, 300_000, 900_000]),
+            // What is quick and leaks nothing may be memory of the same host.
+            tells_peer_ended: leak == Leak::NONE && latency_ns <= 600,
         }
     }
 
@@ -145,6 +151,7 @@ impl Profile {
             memory_windows: false,
             bounded_revoke: true,
             target_cpu_free: true,
+            tells_peer_ended: self.tells_peer_ended,
             hostile_safe: true,
         }
     }

@@ -205,7 +205,10 @@ impl State {
             },
             imm_data: None,
             qp_num: table.qp_num,
-            vendor_err: 0,
+            vendor_err: match status {
+                WcStatus::RETRY_EXC_ERR if self.knows_ended(qp) => Completion::PEER_ENDED,
+                _ => 0,
+            },
         };
         let record = Record {
             completion,

@@ -83,6 +83,7 @@ pub(super) fn probe(
         memory_windows,
         bounded_revoke: true,
         target_cpu_free: !software,
+        tells_peer_ended: false,
         hostile_safe: true,
         driver,
     };

@@ -311,6 +311,34 @@ fn a_dead_process_with_a_live_nic_is_read_and_written_and_a_killed_one_is_not() 
 }
 
 #[test]
+fn a_device_that_knows_says_at_once_that_the_peer_has_ended_and_only_then() {
+    for tells in [false, true] {
+        let profile = Profile {
+            tells_peer_ended: tells,
+            ..Profile::CALM
+        };
+        let mut pair = Pair::new(1, profile);
+        pair.connect(REMOTE, IMPATIENT);
+        pair.world.set_nic(B, Nic::PortDown);
+        pair.a.write(1, &[1; 8], pair.there(0));
+        let cut_off = pair.settle();
+        assert_eq!(statuses(&cut_off), [(1, WcStatus::RETRY_EXC_ERR)]);
+        assert!(!pair.a.ctx.caps().says_peer_ended(&cut_off[0]));
+        pair.world.set_nic(B, Nic::Up);
+        pair.connect(REMOTE, IMPATIENT);
+        pair.world.kill(&pair.b.ctx);
+        pair.a.write(2, &[2; 8], pair.there(0));
+        pair.run(10_000);
+        let ended = pair.a.poll();
+        assert_eq!(!ended.is_empty(), tells, "at once, or after the retries");
+        let ended = if tells { ended } else { pair.settle() };
+        assert_eq!(statuses(&ended), [(2, WcStatus::RETRY_EXC_ERR)]);
+        assert_eq!(pair.a.ctx.caps().says_peer_ended(&ended[0]), tells);
+        assert_eq!(pair.world.coverage().of(Fault::PeerEnded), u64::from(tells));
+    }
+}
+
+#[test]
 fn reading_into_a_closed_region_is_refused_at_home() {
     let mut pair = Pair::calm(1);
     let spare = pair
