@@ -16,8 +16,27 @@
 //! The fences are totally ordered. If L2 is first, the entry is visible to whatever is read after G3, so the new leader
 //! finds it. If G2 is first, L3 sees G1 and the leader does not count. [`Shared::promise`] is G1 and G2,
 //! [`Shared::own_log_written`] is L2, [`Shared::still_promised`] L3. Between L2 and L3 there may be anything: the
-//! leader passes L2 as soon as the entry is written, when there is little to wait for, and L3 when it counts. All other
-//! words are hints whose staleness costs time, not safety.
+//! leader passes L2 as soon as the entry is written, when there is little to wait for, and L3 when it counts.
+//!
+//! The other one is between a log link and the requests on it. A queue pair gets one connection after the other, and
+//! an engine that was stopped in the middle must not come back and post for a connection that is over on the one that
+//! has followed it: what went before may be lost, so what lands now says nothing of the log that it lands in.
+//!
+//! ```text
+//! poster (replication engine)              connector (background engine of the same replica)
+//! P1  held := the connection  (Release)    C1  generation := 0       (Release)
+//! P2  fence                   (SeqCst)     C2  fence                 (SeqCst)
+//! P3  load generation         (Acquire)    C3  load held             (Acquire)
+//! P4  post, if it is that one              C4  RESET, INIT, connect, if it is 0
+//! P5  held := 0               (Release)
+//! ```
+//!
+//! The fences are totally ordered. If P2 is first, C3 sees P1, and the connector waits for P5, behind which there are
+//! no posts. If C2 is first, P3 sees C1, and nothing is posted. [`Shared::hold_link`] is P1 to P3,
+//! [`Shared::let_link_go`] P5, [`Shared::is_link_free`] C2 and C3.
+//!
+//! `left`, `holder` and the standing have orders of their own, which stand beside them. All other words are hints whose
+//! staleness costs time, not safety.
 
 use mu_verbs::Memory;
 use mu_verbs::sync::{Ordering, Word, fence};
@@ -55,6 +74,8 @@ pub struct Shared {
 pub struct Peer {
     /// Background: generation of the connected log link, 0 while there is none.
     pub log_generation: Word,
+    /// Replication: the generation of the log link on which it posts, 0 if it does not.
+    log_held: Word,
     /// Background: the same of the pull link.
     pub pull_generation: Word,
     /// Replication: the generation of the log link that failed.
@@ -96,6 +117,7 @@ impl Shared {
             halt: word(),
             peers: std::array::from_fn(|_| Peer {
                 log_generation: word(),
+                log_held: word(),
                 pull_generation: word(),
                 log_fault: word(),
                 pull_fault: word(),
@@ -219,6 +241,31 @@ impl Shared {
     pub fn holder(&self) -> Option<ReplicaId> {
         fence(Ordering::SeqCst);
         named(self.holder.load(Ordering::Acquire))
+    }
+
+    /// Replication: from now on it posts on connection `generation` of the log link to `peer` (P1 to P3). False if that
+    /// is over; then nothing may be posted.
+    #[must_use]
+    pub fn hold_link(&self, peer: ReplicaId, generation: u64) -> bool {
+        let peer = self.peer(peer);
+        peer.log_held.store(generation, Ordering::Release);
+        fence(Ordering::SeqCst);
+        peer.log_generation.load(Ordering::Acquire) == generation
+    }
+
+    /// Replication: posts nothing more on the log link to `peer` until it holds that again (P5).
+    pub fn let_link_go(&self, peer: ReplicaId) {
+        let held = &self.peer(peer).log_held;
+        if held.load(Ordering::Relaxed) != 0 {
+            held.store(0, Ordering::Release);
+        }
+    }
+
+    /// Background, after it has said that the log link to `peer` is down: whether its queue pair may be connected anew
+    /// (C2, C3).
+    pub fn is_link_free(&self, peer: ReplicaId) -> bool {
+        fence(Ordering::SeqCst);
+        self.peer(peer).log_held.load(Ordering::Acquire) == 0
     }
 
     /// Background: halts the replica.

@@ -70,6 +70,8 @@ bugs! {
     AbortOnFullQueue,
     /// The connection of a leader that lost its right is kept, so that what it posted can land under its next grant.
     StaleRequests,
+    /// A log link is connected anew although a stopped engine may still post for the connection that is over.
+    ReconnectInUse,
     /// A completion with an error counts as a success.
     ErrorIsSuccess,
     /// An entry says that itself is decided when it is written.

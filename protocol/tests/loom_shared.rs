@@ -1,6 +1,6 @@
-//! Models of the words that the two engines of a replica share: the promise against the leader's own log, and the
-//! holder of the right against the standing. Both are a store and a later load on each side, which only the fences
-//! order.
+//! Models of the words that the two engines of a replica share: the promise against the leader's own log, the holder of
+//! the right against the standing, and who holds a log link against its next connection. All are a store and a later
+//! load on each side, which only the fences order.
 #![cfg(loom)]
 
 #[path = "../../softrdma/tests/models/mod.rs"]
@@ -14,7 +14,7 @@ use mu_protocol::ids::{Epoch, ReplicaId};
 use mu_protocol::layout::{Role, Standing, public};
 use mu_protocol::limits::PUBLIC_WORDS;
 use mu_protocol::shared::{Board, Shared};
-use mu_verbs::sync::{Weakness, weaken};
+use mu_verbs::sync::{Ordering, Weakness, weaken};
 use mu_verbs::{Memory, WORD};
 
 const OWN: Epoch = Epoch(0x10);
@@ -137,5 +137,53 @@ fn a_log_that_is_nobodys_stays_so() {
     });
     caught("shared: holder against standing, NoFences", || {
         holder(Weakness::NoFences)
+    });
+}
+
+/// A leader takes a link's connection up and posts on it; the background engine finds the connection broken and makes
+/// another one as soon as the link is free. What was meant for the old one must not go out over the new one.
+/// `too_soon`: the connector does not look whether the link is free.
+fn link(weakness: Weakness, too_soon: bool) {
+    const OLD: u64 = 1;
+    const NEW: u64 = 2;
+    weaken(weakness);
+    let peer = ReplicaId::new(1).expect("an id");
+    let (shared, connection) = (Arc::new(Shared::new()), memory(1));
+    let generation = |shared: &Shared, number| {
+        let word = &shared.peer(peer).log_generation;
+        word.store(number, Ordering::Release);
+    };
+    connection.store(0, OLD);
+    generation(&shared, OLD);
+    let poster = {
+        let (shared, connection) = (Arc::clone(&shared), connection.clone());
+        thread::spawn(move || {
+            // What is posted goes out over the connection that the queue pair has by then.
+            let over = shared.hold_link(peer, OLD).then(|| connection.load(0));
+            shared.let_link_go(peer);
+            over
+        })
+    };
+    generation(&shared, 0);
+    if too_soon || shared.is_link_free(peer) {
+        connection.store(0, NEW);
+        generation(&shared, NEW);
+    }
+    let over = poster.join().expect("the poster ends");
+    assert_ne!(over, Some(NEW), "a stray");
+}
+
+#[test]
+fn no_request_goes_out_over_the_next_connection() {
+    holds(
+        "shared: a link's holder against its next connection",
+        None,
+        || link(Weakness::None, false),
+    );
+    caught("shared: a link's holder, NoFences", || {
+        link(Weakness::NoFences, false)
+    });
+    caught("shared: a link's holder is not asked", || {
+        link(Weakness::None, true)
     });
 }

@@ -228,7 +228,8 @@ pub struct Completion {
 
 impl Completion {
     /// `vendor_err` of the software layer beside [`WcStatus::RETRY_EXC_ERR`]: the peer's process has ended, or is about
-    /// to and does not come back from it. Its threads may run for some microseconds more.
+    /// to and does not come back from it (between threads of one process: its context is closed). Its threads may run
+    /// for some microseconds more.
     pub const PEER_ENDED: u32 = 1;
 
     /// A value to fill a polling array with.

@@ -44,7 +44,9 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         }
         if !ended.status.is_success() {
             self.counters.board_errors += 1;
-            self.peers[peer.index()].ended |= ended.peer_ended;
+            if ended.peer_ended {
+                self.peers[peer.index()].ended_ns.get_or_insert(now_ns);
+            }
             let gone = ended.status == WcStatus::RETRY_EXC_ERR;
             if ended.request == Request::Read && self.zoo.has(Bug::ReadFailureIsAlive) {
                 self.boards.failure_is_life(peer);

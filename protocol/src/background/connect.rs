@@ -9,7 +9,7 @@ use crate::ids::ReplicaId;
 use crate::layout::{Ack, public, row};
 use crate::limits::{CONNECT_BYTES, HELLO_BYTES};
 use crate::message::{Connect, Hello, Link, MessageError};
-use crate::zoo::Zoo;
+use crate::zoo::{Bug, Zoo};
 
 /// Why a control connection or a message on it was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,7 +198,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             control: true,
             incarnation,
             stale_row: true,
-            ended: false,
+            ended_ns: None,
             ..self.peers[peer.index()]
         };
         self.granter.forget(peer);
@@ -268,17 +268,31 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
         let mut worked = false;
         for peer in self.settings.peers().iter() {
             for link in Link::ALL {
+                let mut waits_ns = 0;
                 while let Some(step) = self.wire(link, peer).line.next(now_ns) {
+                    if self.is_in_use(link, peer, step) {
+                        waits_ns = now_ns + self.settings.heartbeat_ns;
+                        break;
+                    }
                     self.step(link, peer, step, now_ns);
                     (worked, self.talk) = (true, true);
                 }
                 if let Some(due_ns) = self.wire(link, peer).line.due_ns() {
-                    self.links_ns = self.links_ns.min(due_ns);
+                    self.links_ns = self.links_ns.min(due_ns.max(waits_ns));
                 }
             }
             self.publish_generations(peer);
         }
         worked
+    }
+
+    /// Whether a log link is to be connected anew while the replication engine may still post for the connection that
+    /// is over. It lets go within its housekeeping, unless it hangs, and then this replica is none to lead.
+    fn is_in_use(&self, link: Link, peer: ReplicaId, step: Step) -> bool {
+        link == Link::Log
+            && step == (Step::Open { fresh: false })
+            && !self.shared.is_link_free(peer)
+            && !self.zoo.has(Bug::ReconnectInUse)
     }
 
     /// One step of one link.

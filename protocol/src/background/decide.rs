@@ -13,13 +13,15 @@ use crate::zoo::Zoo;
 
 /// Whom a replica sees leading stands in the upper half of its [`public::ALIVE`] word.
 const LEADING_SHIFT: u32 = 16;
+/// Detection times after which everybody has noticed that a process has ended.
+const NOTICED: u64 = 2;
 
 impl<C: Context, Z: Zoo> Background<C, Z> {
     /// Answers what peers ask, and looks whether this replica is to lead. Whether anything was done.
     pub(super) fn decide(&mut self, now_ns: u64) -> bool {
         self.granter.turn();
         let mut worked = self.settle(now_ns);
-        let sight = self.sight();
+        let sight = self.sight(now_ns);
         self.publish_alive(&sight);
         match self.election.next(&sight, now_ns) {
             Some(Move::Stand(epoch)) => {
@@ -99,9 +101,13 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
     }
 
     /// All that the election looks at.
-    fn sight(&self) -> Sight {
+    fn sight(&self, now_ns: u64) -> Sight {
         let standing = Standing::from_word(self.board.public(public::STANDING));
         let attempt = self.election.standing();
+        // Long enough for the others to have noticed. What they see leading after that is another life, which may not
+        // have come to be known here.
+        let noticed_ns = NOTICED * self.settings.detect_ns;
+        let ended_lately = |ended_ns| now_ns.saturating_sub(ended_ns) <= noticed_ns;
         let mut peers = [PeerSight::default(); MAX_REPLICAS];
         for id in self.settings.peers().iter() {
             let (state, words) = (&self.peers[id.index()], self.shared.peer(id));
@@ -109,7 +115,7 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
             let leads = Epoch(words.public(public::LEADS));
             peers[id.index()] = PeerSight {
                 alive: state.alive,
-                ended: state.ended,
+                ended: state.ended_ns.is_some_and(ended_lately),
                 standing: words.standing(),
                 leads: if leads.owner() == Some(id) {
                     leads

@@ -25,7 +25,7 @@ use crate::settings::Settings;
 pub struct PeerSight {
     /// It lives, by its pull-score.
     pub alive: bool,
-    /// Its process has ended, for certain.
+    /// Its process has ended, for certain, and others may not have noticed yet.
     pub ended: bool,
     /// What it is.
     pub standing: Standing,

@@ -116,8 +116,8 @@ struct PeerState {
     stale_row: bool,
     /// Counted as alive when last looked.
     alive: bool,
-    /// The life that said hello last has ended: so says the device.
-    ended: bool,
+    /// When the device said that the life that said hello last has ended, if it did.
+    ended_ns: Option<u64>,
 }
 
 /// See the module.

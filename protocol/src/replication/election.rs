@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
+use mu_verbs::{Context, PostError};
 
-use super::lane::{Op, Target, Unposted};
+use super::lane::{Op, Target};
 use super::leader::{Follower, Phase, Stage, note};
 use super::{Event, Replication};
 use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
@@ -94,6 +94,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             if !fresh || ack.epoch != self.lead.epoch() {
                 continue;
             }
+            if !self.shared.hold_link(ack_of, connected) {
+                continue;
+            }
             took = true;
             let quiet = self.lane.is_quiet(ack_of, ack.generation);
             if quiet || self.zoo.has(Bug::StaleRequests) {
@@ -147,7 +150,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let said = follower.says_applied(shared, lead.end);
             follower.applied_at = follower.applied_at.max(said);
         }
-        let posted = (|| -> Result<u32, Unposted> {
+        let posted = (|| -> Result<u32, PostError> {
             lane.read_header(id, target)?;
             lane.write_word(
                 id,

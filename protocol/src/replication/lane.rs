@@ -2,35 +2,12 @@
 //!
 //! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
 //! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and
-//! their completions come in order. Bytes go out from the registered log or inline; what is read from a peer goes into
-//! a scratch area of that peer's.
-//!
-//! # Strays
-//!
-//! The background engine makes the connections, and this one may be stopped anywhere. Stopped long enough, it comes
-//! back and posts for a connection that is over, on the queue pair that has another one by then. Such a stray may land
-//! behind a gap, since what was posted before it may have been flushed, and says nothing of what its number claims.
-//!
-//! ```text
-//! this engine                              background engine
-//! P1  load log_generation     (Acquire)    B1  log_generation := 0       (Release)
-//! P2  post, if it is the right one         B2  reset and connect the queue pair
-//! P3  fence                    (SeqCst)    B3  log_generation := another (Release)
-//! P4  load log_generation     (Acquire)
-//! C1  take a completion                    (of a request that went out over the new connection: after B2)
-//! C2  load log_generation     (Acquire)
-//! C3  count, if it is the right one
-//! ```
-//!
-//! Nothing is counted for a stray: its completion comes after B2, hence after B1, and the queue pair and its completion
-//! queue order the two engines, so C2 sees B1 or later. P1 keeps an engine from straying that was stopped between two
-//! polls. One that is stopped between P1 and P2 does stray; if its post came after B2, P4 comes after B1 as well, and
-//! the connection that the stray is on is not used, but made anew ([`Lane::is_quiet`]).
+//! their completions come in order. No request goes out over a later connection than the one that it was meant for,
+//! since the link is held while something may be posted (`shared.rs`). Bytes go out from the registered log or inline;
+//! what is read from a peer goes into a scratch area of that peer's.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use mu_verbs::sync::{Ordering, fence};
 use mu_verbs::{
     Access, Completion, CompletionQueue, Context, Error, Memory, MemoryRegion, Payload, PostError,
     QueuePair, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
@@ -40,7 +17,6 @@ use crate::ids::ReplicaId;
 use crate::layout::header;
 use crate::limits::{LOG_HEADER_BYTES, LOG_QP_DEPTH, MAX_INLINE_ENTRY, MAX_REPLICAS, MAX_TRANSFER};
 use crate::log::{Log, Window};
-use crate::shared::Shared;
 
 /// One value a peer.
 pub type PerPeer<T> = [Option<T>; MAX_REPLICAS];
@@ -110,6 +86,12 @@ impl Tag {
             sequence: (id >> VALUE_BITS) as u16 & COUNT,
             value: id & VALUE,
         })
+    }
+
+    /// Whether it is of this connection.
+    #[inline]
+    pub(super) fn is_of(self, generation: u32) -> bool {
+        self.generation == generation as u16 & COUNT
     }
 
     /// Whether its value is `value`, as far as there are bits of it.
@@ -198,77 +180,22 @@ const _: () = assert!(
     "requests under way have different numbers"
 );
 
-/// Why a request was not posted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unposted {
-    /// The queue is full: later.
-    Full,
-    /// The connection is over, or broken.
-    Gone,
-}
-
-impl From<PostError> for Unposted {
-    fn from(error: PostError) -> Self {
-        match error {
-            PostError::QueueFull { .. } => Self::Full,
-            _ => Self::Gone,
-        }
-    }
-}
-
-/// What is known of requests that went out over another connection than they were meant for.
-#[derive(Clone, Copy, Debug, Default)]
-struct Strays {
-    /// The connection for which something was posted since strays were looked for last.
-    posted_on: Option<u32>,
-    /// There is one, on a connection that is not known yet.
-    somewhere: bool,
-    /// There may be one on this connection.
-    on: Option<u32>,
-}
-
-impl Strays {
-    /// What was posted since the last look is not, for certain, on its connection: `connected` is another one.
-    #[inline]
-    fn find(&mut self, connected: impl FnOnce() -> u64) {
-        if let Some(generation) = self.posted_on.take() {
-            self.somewhere |= connected() != u64::from(generation);
-        }
-    }
-
-    /// Whether one may be on this connection, which is the first since it was found, or was then.
-    fn may_be_on(&mut self, generation: u32) -> bool {
-        if std::mem::take(&mut self.somewhere) {
-            self.on = Some(generation);
-        }
-        self.on == Some(generation)
-    }
-}
-
 /// The log link to one peer.
 struct Link<C: Context> {
     qp: C::Qp,
     counted: Counted,
-    strays: Strays,
 }
 
 impl<C: Context> Link<C> {
-    /// Posts a request for the connection `to`, if that is `connected`. Its number is `tag` with the next sequence
-    /// number.
+    /// Posts a request, whose number is `tag` with the next sequence number.
     #[inline]
     fn post(
         &mut self,
-        connected: u64,
-        to: Target,
         tag: Tag,
         op: SendOp<'_, C::Mr, C::Mw>,
         flags: SendFlags,
-    ) -> Result<(), Unposted> {
-        if connected != u64::from(to.generation) {
-            return Err(Unposted::Gone);
-        }
+    ) -> Result<(), PostError> {
         let sequence = self.counted.number(tag.generation);
-        self.strays.posted_on = Some(to.generation);
         self.qp.post_send(&SendWr {
             wr_id: Tag { sequence, ..tag }.to_id(),
             op,
@@ -277,16 +204,10 @@ impl<C: Context> Link<C> {
         self.counted.posted = self.counted.posted.wrapping_add(1) & COUNT;
         Ok(())
     }
-
-    /// See [`Lane::is_quiet`].
-    fn is_quiet(&mut self, generation: u32) -> bool {
-        !self.strays.may_be_on(generation) && self.counted.is_quiet(generation as u16 & COUNT)
-    }
 }
 
 /// The log links of this replica.
 pub(super) struct Lane<C: Context> {
-    shared: Arc<Shared>,
     links: PerPeer<Link<C>>,
     cq: C::Cq,
     /// What the last poll brought. Kept, so that a poll need not clear it.
@@ -297,8 +218,6 @@ pub(super) struct Lane<C: Context> {
     scan_mr: C::Mr,
     slot_bytes: usize,
     inline_max: usize,
-    /// Something was posted since strays were looked for.
-    posted: bool,
 }
 
 /// The last piece of several is signalled.
@@ -319,7 +238,6 @@ impl<C: Context> Lane<C> {
     pub(super) fn new(
         ctx: &C,
         pd: &C::Pd,
-        shared: &Arc<Shared>,
         log: &Memory,
         qps: PerPeer<C::Qp>,
         cq: C::Cq,
@@ -336,15 +254,10 @@ impl<C: Context> Lane<C> {
         Ok(Self {
             log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
-            shared: Arc::clone(shared),
             links: qps.map(|qp| {
-                qp.map(|qp| Link {
-                    qp,
-                    counted: Counted::default(),
-                    strays: Strays::default(),
-                })
+                let counted = Counted::default();
+                qp.map(|qp| Link { qp, counted })
             }),
-            posted: false,
             cq,
             polled: [Completion::EMPTY; POLLED],
             slot_bytes,
@@ -352,40 +265,11 @@ impl<C: Context> Lane<C> {
         })
     }
 
-    /// Whether nothing that this engine posted to `peer` can still be under way on the connection `generation`. If
-    /// something can, the next connection is quiet.
-    pub(super) fn is_quiet(&mut self, peer: ReplicaId, generation: u32) -> bool {
-        self.find_strays();
+    /// Whether nothing that this engine posted to `peer` on the connection `generation` can still be under way.
+    pub(super) fn is_quiet(&self, peer: ReplicaId, generation: u32) -> bool {
         self.links[peer.index()]
-            .as_mut()
-            .is_none_or(|link| link.is_quiet(generation))
-    }
-
-    /// The generation of the log link to `peer`, 0 while there is none (P1, C2).
-    #[inline]
-    fn connected(shared: &Shared, peer: ReplicaId) -> u64 {
-        shared.peer(peer).log_generation.load(Ordering::Acquire)
-    }
-
-    /// Looks for strays among what was posted (P3, P4).
-    #[inline]
-    fn find_strays(&mut self) {
-        if self.posted {
-            fence(Ordering::SeqCst);
-            self.find_fenced_strays();
-        }
-    }
-
-    /// The same, behind a fence (P4).
-    #[inline]
-    pub(super) fn find_fenced_strays(&mut self) {
-        self.posted = false;
-        let ids = (0..MAX_REPLICAS as u8).filter_map(ReplicaId::new);
-        for (id, link) in ids.zip(&mut self.links) {
-            if let Some(link) = link {
-                link.strays.find(|| Self::connected(&self.shared, id));
-            }
-        }
+            .as_ref()
+            .is_none_or(|link| link.counted.is_quiet(generation as u16 & COUNT))
     }
 
     /// Bytes of log that one scan reads: at least the largest entry.
@@ -420,20 +304,12 @@ impl<C: Context> Lane<C> {
         }
     }
 
-    /// Posts on the link to a peer.
+    /// The link to a peer, among all of them.
     #[inline]
-    fn post(
-        (shared, links, posted): (&Shared, &mut PerPeer<Link<C>>, &mut bool),
-        to: Target,
-        tag: Tag,
-        op: SendOp<'_, C::Mr, C::Mw>,
-        flags: SendFlags,
-    ) -> Result<(), Unposted> {
-        let link = links[tag.peer.index()]
+    fn link(links: &mut PerPeer<Link<C>>, peer: ReplicaId) -> &mut Link<C> {
+        links[peer.index()]
             .as_mut()
-            .expect("a queue pair for every peer");
-        *posted = true;
-        link.post(Self::connected(shared, tag.peer), to, tag, op, flags)
+            .expect("a queue pair for every peer")
     }
 
     fn tag(peer: ReplicaId, to: Target, op: Op, value: u64) -> Tag {
@@ -453,7 +329,7 @@ impl<C: Context> Lane<C> {
         to: Target,
         (op, value): (Op, u64),
         (word, content): (usize, u64),
-    ) -> Result<(), Unposted> {
+    ) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, op, value);
         let bytes = content.to_le_bytes();
         let op = SendOp::Write {
@@ -461,12 +337,11 @@ impl<C: Context> Lane<C> {
             remote: to.remote(word * WORD),
             imm: None,
         };
-        let link = (&*self.shared, &mut self.links, &mut self.posted);
-        Self::post(link, to, tag, op, SendFlags::SIGNALED)
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Reads the header into the peer's slot.
-    pub(super) fn read_header(&mut self, peer: ReplicaId, to: Target) -> Result<(), Unposted> {
+    pub(super) fn read_header(&mut self, peer: ReplicaId, to: Target) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, Op::Header, 0);
         let local = [Sge::new(
             &self.scan_mr,
@@ -477,8 +352,7 @@ impl<C: Context> Lane<C> {
             local: &local,
             remote: to.remote(0),
         };
-        let link = (&*self.shared, &mut self.links, &mut self.posted);
-        Self::post(link, to, tag, op, SendFlags::SIGNALED)
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Reads a stretch of the peer's log into its slot, for `op` ([`Op::Scan`] or [`Op::Adopt`]). Never straight into
@@ -491,7 +365,7 @@ impl<C: Context> Lane<C> {
         to: Target,
         op: Op,
         at: Range<u64>,
-    ) -> Result<(), Unposted> {
+    ) -> Result<(), PostError> {
         let base = self.slot(peer) + SLOT_LOG;
         for (from, offset, len) in log.pieces(at.clone()) {
             let last = from + len as u64 == at.end;
@@ -502,8 +376,7 @@ impl<C: Context> Lane<C> {
                 local: &local,
                 remote: to.remote(offset),
             };
-            let link = (&*self.shared, &mut self.links, &mut self.posted);
-            Self::post(link, to, tag, op, only(last))?;
+            Self::link(&mut self.links, peer).post(tag, op, only(last))?;
         }
         Ok(())
     }
@@ -516,15 +389,14 @@ impl<C: Context> Lane<C> {
         to: Target,
         (offset, index): (usize, u64),
         bytes: &[u8],
-    ) -> Result<(), Unposted> {
+    ) -> Result<(), PostError> {
         let tag = Self::tag(peer, to, Op::Entries, index);
         let op = SendOp::Write {
             payload: Payload::Inline(bytes),
             remote: to.remote(offset),
             imm: None,
         };
-        let link = (&*self.shared, &mut self.links, &mut self.posted);
-        Self::post(link, to, tag, op, SendFlags::SIGNALED)
+        Self::link(&mut self.links, peer).post(tag, op, SendFlags::SIGNALED)
     }
 
     /// Writes the next piece of the own log in `at` to the peer; gives the position after it. The completion of the
@@ -537,7 +409,7 @@ impl<C: Context> Lane<C> {
         to: Target,
         at: Range<u64>,
         index: u64,
-    ) -> Result<u64, Unposted> {
+    ) -> Result<u64, PostError> {
         let until = at.end.min(at.start + MAX_TRANSFER as u64);
         let Some((from, offset, len)) = log.pieces(at.start..until).next() else {
             return Ok(at.end);
@@ -551,15 +423,13 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        let link = (&*self.shared, &mut self.links, &mut self.posted);
-        Self::post(link, to, tag, write, SendFlags::SIGNALED)?;
+        Self::link(&mut self.links, peer).post(tag, write, SendFlags::SIGNALED)?;
         Ok(end)
     }
 
     /// Takes completions in, at most `limit`, and says how many.
     #[inline]
     pub(super) fn poll(&mut self, limit: usize) -> usize {
-        self.find_strays();
         self.cq.poll(&mut self.polled[..limit])
     }
 
@@ -572,13 +442,6 @@ impl<C: Context> Lane<C> {
         let tag = Tag::from_id(completion.wr_id)?;
         let link = self.links[tag.peer.index()].as_mut()?;
         link.counted.is_next(tag).then_some(Done { tag, ok })
-    }
-
-    /// Whether a completion is of the connection `to`, and that is the one that there is (C2).
-    #[inline]
-    pub(super) fn is_current(&self, tag: Tag, to: Target) -> bool {
-        tag.generation == to.generation as u16 & COUNT
-            && Self::connected(&self.shared, tag.peer) == u64::from(to.generation)
     }
 }
 
@@ -638,24 +501,6 @@ mod tests {
                     "{index} from {back} behind"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn a_stray_costs_the_connection_that_it_may_be_on_and_no_other() {
-        let mut strays = Strays::default();
-        strays.find(|| panic!("nothing was posted"));
-        strays.posted_on = Some(7);
-        strays.find(|| 7);
-        assert!(!strays.may_be_on(7) && !strays.may_be_on(8));
-        // The next connection is already there when the stray is found, or it is not.
-        for found_at in [8, 0] {
-            let mut strays = strays;
-            strays.posted_on = Some(7);
-            strays.find(|| found_at);
-            strays.find(|| panic!("nothing more was posted"));
-            assert!(strays.may_be_on(8) && strays.may_be_on(8), "asked twice");
-            assert!(!strays.may_be_on(9));
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
+use mu_verbs::{Context, PostError};
 
-use super::lane::{Done, Lane, Op, POLLED, Target, Unposted};
+use super::lane::{Done, Lane, Op, POLLED, Target};
 use super::proof::Proof;
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
 use crate::entry::{Encoder, Header, Kind, admit, admitted};
@@ -139,7 +139,7 @@ impl Follower {
         log: &Log,
         end: Point,
         now_ns: u64,
-    ) -> Result<(), Unposted> {
+    ) -> Result<(), PostError> {
         while self.sent < end.at {
             let lacks = self.sent..end.at;
             self.sent = lane.write_log(log, self.id, self.target, lacks, end.index)?;
@@ -508,6 +508,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         self.lead.phase = Phase::Off;
         self.lead.handover = None;
+        for follower in &self.lead.followers {
+            self.shared.let_link_go(follower.id);
+        }
         self.shared.hand_over(None);
         self.counters.stepped_down += 1;
         let hint = self.leader();
@@ -643,6 +646,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let at = lead.end.at;
         let (header, bytes) = lead.encoder.finish(header, self.checksum);
         log.write(at, bytes);
+        shared.own_log_written();
         lead.end = lead.end.after(&header);
         (lead.appended_ns, lead.full_ns) = (now_ns, None);
         let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
@@ -664,9 +668,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             follower.told = follower.told.max(commit);
             note(follower, posted, counters, shared, *zoo);
         }
-        // One fence for both: the own log may count, and nothing strayed.
-        shared.own_log_written();
-        lane.find_fenced_strays();
         lead.fresh = Some(header);
     }
 
@@ -726,7 +727,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let Some(follower) = self.lead.follower(done.tag.peer) else {
             return ControlFlow::Continue(());
         };
-        let current = self.lane.is_current(done.tag, follower.target);
+        let current = done.tag.is_of(follower.target.generation);
         if follower.stage == Stage::Idle || !current {
             self.counters.stale += 1;
             return ControlFlow::Continue(());
@@ -821,6 +822,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn watch_links(&mut self, now_ns: u64) {
         let timeout_ns = self.settings.completion_timeout_ns;
         for follower in self.lead.followers.iter_mut() {
+            if follower.stage == Stage::Idle {
+                self.shared.let_link_go(follower.id);
+            }
             if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
                 // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
                 follower.barred_ns = 0;
@@ -1020,14 +1024,14 @@ pub(super) fn lose(follower: &mut Follower, shared: &Shared, counters: &mut Coun
 #[inline]
 pub(super) fn note<Z: Zoo>(
     follower: &mut Follower,
-    posted: Result<(), Unposted>,
+    posted: Result<(), PostError>,
     counters: &mut Counters,
     shared: &Shared,
     zoo: Z,
 ) {
     match posted {
         Ok(()) => {}
-        Err(Unposted::Full) => {
+        Err(PostError::QueueFull { .. }) => {
             counters.queue_full += 1;
             follower.overflowed |= zoo.has(Bug::AbortOnFullQueue);
         }

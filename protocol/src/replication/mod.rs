@@ -288,7 +288,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let lane = Lane::new(
             &ctx,
             &log_pd,
-            &shared,
             log.memory(),
             parts.log_qps,
             parts.log_cq,

@@ -104,6 +104,8 @@ pub(super) struct Rejoin<C: Context> {
     step: Step,
     /// What has to be covered, if this replica still has its vote.
     owed: Option<Owed>,
+    /// The connection over which the donor was asked. What is read over a later one may be another life's memory.
+    link: u64,
     since_ns: u64,
     requests: u64,
     /// Requests of this round that were posted, and which of them have completed: a completion can come twice.
@@ -133,6 +135,7 @@ impl<C: Context> Rejoin<C> {
             cq,
             step: Step::Begin,
             owed: None,
+            link: 0,
             since_ns: 0,
             requests: 0,
             posted: 0,
@@ -262,6 +265,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         };
         self.rejoin.round();
+        self.rejoin.link = connected(self.shared.peer(donor));
         // Unlike the requests of other lives of this replica, which the donor may remember.
         let request = crate::check::mix([self.incarnation, self.rejoin.requests]).max(1);
         self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
@@ -302,8 +306,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !self.rejoin.settled() && !self.rejoin.failed {
             return false;
         }
-        if self.rejoin.failed {
-            self.fault(donor);
+        if self.has_failed(donor) {
             self.give_up(donor, now_ns);
             return true;
         }
@@ -404,8 +407,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !self.rejoin.settled() && !self.rejoin.failed {
             return false;
         }
-        if self.rejoin.failed {
-            self.fault(donor);
+        if self.has_failed(donor) {
             self.make_do(donor, now_ns, each);
             return true;
         }
@@ -425,7 +427,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // Up to what the donor has applied, and so whole and decided; one stretch at a time.
         let until = ahead.min(applied.at + self.rejoin.stretch as u64);
         self.rejoin.round();
-        self.pull(donor, applied.at..until);
         self.rejoin.go(
             Step::Log {
                 donor,
@@ -434,6 +435,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             },
             now_ns,
         );
+        self.pull(donor, applied.at..until);
         true
     }
 
@@ -556,10 +558,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.rejoin.go(Step::Begin, now_ns);
     }
 
-    /// The pull link to this donor is broken.
+    /// Whether what was read last is not to be used: a request failed, or the connection is another one by now.
+    fn has_failed(&self, donor: ReplicaId) -> bool {
+        if self.rejoin.failed {
+            self.fault(donor);
+        }
+        self.rejoin.failed || connected(self.shared.peer(donor)) != self.rejoin.link
+    }
+
+    /// The connection to this donor is broken.
     fn fault(&self, donor: ReplicaId) {
-        let peer = self.shared.peer(donor);
-        peer.pull_fault.store(connected(peer), Ordering::Release);
+        let fault = &self.shared.peer(donor).pull_fault;
+        fault.store(self.rejoin.link, Ordering::Release);
     }
 }
 

@@ -81,6 +81,13 @@ impl State {
         }
     }
 
+    /// On a device that is synchronous, posting takes as long as what was posted usually does.
+    pub(crate) fn carry_out(&mut self) {
+        if self.profile.synchronous {
+            self.stall(SEND_NS.1 + 4 * self.profile.latency_ns);
+        }
+    }
+
     /// The bytes of a WRITE from regions leave: as they are now, not as they were when it was posted.
     pub(crate) fn transmit(&mut self, flow_at: u32, serial: u64) {
         let mut data = self.take_bytes();

@@ -61,6 +61,9 @@ pub struct Profile {
     pub torn: u32,
     /// Whether a request to a process that has ended ends at once and says so, as in software.
     pub tells_peer_ended: bool,
+    /// Whether the caller carries its requests out itself while it posts, as in software: most completions are there
+    /// when it polls next, in the same turn.
+    pub synchronous: bool,
 }
 
 impl Profile {
@@ -79,6 +82,7 @@ impl Profile {
         visible_late: 0,
         torn: 0,
         tells_peer_ended: false,
+        synchronous: false,
     };
 
     /// Some device, from the seed.
@@ -104,6 +108,8 @@ impl Profile {
             Placement::Unknown,
         ];
         let latency_ns = *rng.pick(&[300, 600, 1_500, 5_000]);
+        // What is quick and leaks nothing may be memory of the same host.
+        let same_host = leak == Leak::NONE && latency_ns <= 600;
         Self {
             placement: *rng.pick(&placements),
             leak,
@@ -117,8 +123,8 @@ impl Profile {
             gap_ns: *rng.pick(&[20, 200, 2_000]),
             visible_late: *rng.pick(&[0, 20_000, 200_000]),
             torn: *rng.pick(&[50_000, 300_000, 900_000]),
-            // What is quick and leaks nothing may be memory of the same host.
-            tells_peer_ended: leak == Leak::NONE && latency_ns <= 600,
+            tells_peer_ended: same_host,
+            synchronous: same_host && rng.one_in(2),
         }
     }
 

@@ -57,6 +57,7 @@ fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
         Bug::SkipSelfFence => Some(&[Pause, OneWay, Flap]),
         Bug::StaleRequests => Some(&[Clog, CutLeader, Pause]),
         Bug::IgnoreChain => Some(&[CutLeader, Device, Burst]),
+        Bug::ReconnectInUse => Some(&[Nic, Hang, Hang]),
         _ => None,
     }
 }
