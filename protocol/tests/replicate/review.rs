@@ -595,3 +595,27 @@ fn a_link_gets_no_other_connection_while_a_stopped_leader_may_post_on_it() {
     });
     assert!(![0, old].contains(&connected(&mut group, leader, follower)));
 }
+
+/// A follower that is left behind by a leader that cannot stay without it has to see so: one that saw each of them for
+/// a moment without its horizon waited anew with each, for ever.
+#[test]
+fn a_new_leader_shows_its_horizon_before_its_role() {
+    let mut group = Group::new(3, |_| ());
+    let leader = group.elect();
+    for n in 0..100 {
+        let reply = group.propose(leader, 1, n + 1, &[7; 2000]);
+        assert_eq!(reply, Ok(n + 1));
+    }
+    group.settle();
+    group.kill(leader);
+    let next = group.elect();
+    let node = group.node(next);
+    let lapped = node.replica.replication.applied().at - group.settings.ring_bytes as u64;
+    assert!(lapped > 0, "the ring was written over");
+    let roles = &group.node(next).roles;
+    let (_, shown) = roles
+        .last()
+        .filter(|(role, _)| *role == Role::Leader)
+        .expect("it leads");
+    assert!(*shown >= lapped, "{shown} instead of {lapped}");
+}

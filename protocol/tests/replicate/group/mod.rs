@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use mu_protocol::ids::{Members, ReplicaId};
-use mu_protocol::layout::Role;
+use mu_protocol::layout::{Role, public};
 use mu_protocol::machine::{Command, RestoreError, StateMachine};
 use mu_protocol::replica::{Life, Replica, assemble};
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) asleep: bool,
     pub(crate) commands: Vec<(u64, Result<u64, &'static str>)>,
     pub(crate) reads: Vec<(u64, ReadOutcome)>,
+    /// The roles that it took, with the horizon that peers could read with each.
+    pub(crate) roles: Vec<(Role, u64)>,
 }
 
 pub(crate) struct Group {
@@ -124,6 +126,7 @@ impl Group {
             asleep: false,
             commands: Vec::new(),
             reads: Vec::new(),
+            roles: Vec::new(),
         });
         for peer in 0..self.nodes.len() {
             let cut = [(n, peer), (peer, n)].contains(&self.cut);
@@ -182,8 +185,10 @@ impl Group {
                 replica,
                 commands,
                 reads,
+                roles,
                 ..
             } = node;
+            let board = replica.replication.board().clone();
             replica.replication.poll(now_ns, |event| match event {
                 Event::Command { ticket, outcome } => commands.push((
                     ticket,
@@ -199,6 +204,7 @@ impl Group {
                 )),
                 Event::Read { ticket, outcome } => reads.push((ticket, outcome)),
                 Event::Role { standing, epoch } => {
+                    roles.push((standing.role, board.public(public::HORIZON)));
                     if std::env::var_os("TRACE").is_some() {
                         eprintln!("{now_ns} {n}: {standing:?} {epoch}")
                     }
