@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::rc::Rc;
 
-use super::plan::{Plan, Theme};
+use super::plan::{Plan, Theme, needs_synchronous};
 use super::rows::{Row, Rows};
 use super::{Core, Group, Token};
 use crate::faults::Coverage;
@@ -92,7 +92,8 @@ pub fn run(options: Options) -> Report {
     let mut rng = Rng::new(seed);
     let mut setup = rng.fork();
     let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
-    let profile = Profile::draw(&mut setup);
+    let mut profile = Profile::draw(&mut setup);
+    profile.synchronous &= aim.or(bug).is_some_and(needs_synchronous);
     let mut settings = settings(&mut setup, n);
     let safety_ns = settings.detect_ns * setup.range(10, 60);
     let plan = Plan::draw(&mut setup, n, safety_ns, aim.or(bug));

@@ -181,7 +181,9 @@ impl Group {
     /// may not have it. What they decided is known by a commit index that stands in some log.
     fn commit_rule(&self, slot: usize, rep: &Rep, epoch: Epoch, applied: Point) {
         let fresh = applied.index > self.core.borrow().oracle.last();
-        if !fresh || applied.epoch == epoch {
+        // One that decided its own entries, and finds the next of them damaged, has not applied them all.
+        let decided_more = rep.commit() > applied.index;
+        if !fresh || applied.epoch == epoch || decided_more {
             return;
         }
         let told = |log: &Log| log.header(header::COMMIT) >= applied.index;
