@@ -2,8 +2,9 @@
 //!
 //! # Ordering
 //!
-//! The one ordering that safety rests on is between the promise and the leader's own log. A leader counts its own log
-//! towards a majority, so it has to be sure that its background engine has not granted another epoch meanwhile:
+//! Safety rests on two orderings between the engines. The first is between the promise and the leader's own log. A
+//! leader counts its own log towards a majority, so it has to be sure that its background engine has not granted
+//! another epoch meanwhile:
 //!
 //! ```text
 //! leader (replication engine)              granter (background engine of the same replica)
@@ -18,7 +19,7 @@
 //! [`Shared::own_log_written`] is L2, [`Shared::still_promised`] L3. Between L2 and L3 there may be anything: the
 //! leader passes L2 as soon as the entry is written, when there is little to wait for, and L3 when it counts.
 //!
-//! The other one is between a log link and the requests on it. A queue pair gets one connection after the other, and
+//! The second is between a log link and the requests on it. A queue pair gets one connection after the other, and
 //! an engine that was stopped in the middle must not come back and post for a connection that is over on the one that
 //! has followed it: what went before may be lost, so what lands now says nothing of the log that it lands in.
 //!

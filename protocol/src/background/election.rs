@@ -5,8 +5,8 @@
 //!
 //! - A peer may see a leader that this replica cannot reach. Then the leader works and the path to it does not; taking
 //!   over would only make the two depose each other. So replicas publish whom they see leading. Where the device tells
-//!   that the leader's process has ended, nobody else need be asked, which is two turns of a processor less on a host
-//!   that has few.
+//!   that the leader's process has ended, what others see of it is old until they have noticed, and is not waited for:
+//!   two turns of a processor less on a host that has few.
 //! - The lowest live id is to lead, so the others wait for it: first for every live one, after the detection time only
 //!   for those that see a majority themselves, and at the end of their patience for nobody. A replica that looks well
 //!   and never gets to lead so costs time, not the group.
