@@ -16,12 +16,17 @@ impl State {
             self.flows[flow_at as usize].to,
         );
         let travel = if known { 0 } else { self.latency(to, from) };
+        let at_once = self.is_at_once(travel);
+        let travel = if at_once { 0 } else { travel };
         let now = self.now;
         let flow = &mut self.flows[flow_at as usize];
         flow.last_answer = flow.last_answer.max(now + travel);
         let (at, generation) = (flow.last_answer, flow.generation);
         if known {
             flow.request(serial).expect("it is under way").answered = true;
+        }
+        if at_once && at <= now {
+            return self.answer(flow_at, serial);
         }
         self.queue.push(
             at,

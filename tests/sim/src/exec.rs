@@ -42,7 +42,8 @@ const SEND_NS: (u64, u64) = (30, 150);
 pub(crate) const PATIENT_NS: u64 = 1_000_000;
 
 impl State {
-    /// Puts a request into the flow of its queue pair.
+    /// Puts a request into the flow of its queue pair. A synchronous device carries it out here and now, unless what
+    /// came before is not through yet, or it takes unusually long.
     pub(crate) fn enqueue(&mut self, flow_at: u32, mut request: Request) {
         let (from, to) = (
             self.flows[flow_at as usize].from,
@@ -51,15 +52,26 @@ impl State {
         let wire = self.now + self.rng.range(SEND_NS.0, SEND_NS.1);
         let latency = self.latency(from, to);
         let gathers = request.action == Action::Write && request.pieces[0].is_some();
+        let (now, usual) = (self.now, self.is_at_once(latency));
         let flow = &mut self.flows[flow_at as usize];
-        request.sent_at = flow.last_sent.max(wire);
-        request.arrives_at = flow.last_arrival.max(request.sent_at + latency);
+        let at_once = usual && flow.requests.is_empty() && !flow.moving;
+        request.sent_at = flow.last_sent.max(if at_once { now } else { wire });
+        request.arrives_at = match at_once {
+            true => request.sent_at,
+            false => flow.last_arrival.max(request.sent_at + latency),
+        };
         (flow.last_sent, flow.last_arrival) = (request.sent_at, request.arrives_at);
         let (sent_at, arrives_at) = (request.sent_at, request.arrives_at);
         let serial = flow.first + flow.requests.len() as u64;
         let (generation, idle) = (flow.generation, !flow.moving);
         flow.requests.push_back(request);
         flow.moving = true;
+        if at_once {
+            if gathers {
+                self.transmit(flow_at, serial);
+            }
+            return self.execute(flow_at);
+        }
         if gathers {
             self.queue.push(
                 sent_at,
@@ -81,11 +93,9 @@ impl State {
         }
     }
 
-    /// On a device that is synchronous, posting takes as long as what was posted usually does.
-    pub(crate) fn carry_out(&mut self) {
-        if self.profile.synchronous {
-            self.stall(SEND_NS.1 + 4 * self.profile.latency_ns);
-        }
+    /// Whether what takes so long goes at once, since it is the caller of a synchronous device who carries it out.
+    pub(crate) fn is_at_once(&self, takes_ns: u64) -> bool {
+        self.profile.synchronous && takes_ns < 2 * self.profile.latency_ns
     }
 
     /// The bytes of a WRITE from regions leave: as they are now, not as they were when it was posted.
@@ -132,9 +142,15 @@ impl State {
         let mut flow = std::mem::take(&mut self.flows[flow_at as usize]);
         flow.moving = false;
         let serial = flow.next;
-        let step = match flow.current() {
-            Some(_) => self.step(flow_at, &mut flow),
-            None => Step::Lost,
+        let step = loop {
+            let step = match flow.current() {
+                Some(_) => self.step(flow_at, &mut flow),
+                None => Step::Lost,
+            };
+            // Nothing goes between the pieces of what the caller carries out itself.
+            if !matches!(step, Step::Again(at) if self.profile.synchronous && at <= self.now) {
+                break step;
+            }
         };
         let nothing_left = flow.next - flow.first >= flow.requests.len() as u64;
         self.flows[flow_at as usize] = flow;

@@ -144,6 +144,8 @@ impl State {
         let (usual, pieces) = (self.profile.gap_ns, request.chunks.len() as u64);
         let gap = if self.rng.one_in(LONG_GAP_ONE_IN * pieces) {
             self.rng.spread(usual, usual * LONG_GAP)
+        } else if self.profile.synchronous {
+            0
         } else {
             self.rng.below(1 + 4 * usual / pieces)
         };

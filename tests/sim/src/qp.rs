@@ -115,7 +115,6 @@ impl QueuePair<SimContext> for SimQp {
         match world.qps[self.control.qp as usize].flow {
             Some(flow) => {
                 world.enqueue(flow, request);
-                world.carry_out();
                 let breaks = world.nodes[node].rates.qp_breaks;
                 if world.rng.chance(breaks) {
                     let at = world.now + world.rng.spread(100, 20_000);

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use mu_history::{KvOutput, OpId, Place};
 use mu_protocol::entry::{self, Header, Kind};
 use mu_protocol::ids::{Epoch, ReplicaId};
-use mu_protocol::log::{Log, Source};
+use mu_protocol::log::{Log, Point, Source};
 
 use super::app::Applied;
 
@@ -87,6 +87,17 @@ impl Oracle {
         self.log.len() as u64
     }
 
+    /// The point behind it.
+    pub(crate) fn end(&self) -> Point {
+        self.log.last().map_or(Point::default(), |last| {
+            let from = Point {
+                at: last.at,
+                ..Point::default()
+            };
+            from.after(&last.header)
+        })
+    }
+
     pub(crate) fn entry(&self, index: u64) -> Option<&Decided> {
         self.log.get(index.checked_sub(1)? as usize)
     }
@@ -135,13 +146,8 @@ impl Oracle {
             }
             return;
         }
-        let expected = self.log.last().map_or((1, 0, Epoch::NONE), |last| {
-            (
-                last.header.index + 1,
-                last.at + last.header.size() as u64,
-                last.header.epoch,
-            )
-        });
+        let end = self.end();
+        let expected = (end.index + 1, end.at, end.epoch);
         if (index, at, header.previous) != expected {
             // What comes before could not be followed, since a bit of it flipped.
             if self.excused > 0 {

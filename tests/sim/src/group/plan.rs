@@ -62,9 +62,7 @@ fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
     }
 }
 
-/// Whether a seeded defect shows on synchronous devices only. Other runs do without: while one node posts nobody else's
-/// code runs, which starves large groups, and invariants are looked at between the turns of an engine, of which one can
-/// append, decide and step down then. Both are to be mended in the simulator before every run may have such devices.
+/// Whether a seeded defect shows on synchronous devices only, of which other runs have one in ten.
 pub(crate) fn needs_synchronous(bug: Bug) -> bool {
     bug == Bug::ReconnectInUse
 }

@@ -141,12 +141,12 @@ impl Group {
             self.matched_rule(slot, rep, epoch, applied);
         }
         // Its log may hold what it did not apply: it took a snapshot, or its log was written over since.
-        let entries = self.chain(rep, seen, applied.index);
-        if entries
-            .last()
-            .map_or(seen, |(header, at)| Point { at: *at, ..seen }.after(header))
-            == applied
-        {
+        // Or its own entries took the place of those that it had applied in the same poll: they follow what is known.
+        let known_end = self.core.borrow().oracle.end();
+        let entries = self
+            .chain_to(rep, seen, applied)
+            .or_else(|| self.chain_to(rep, known_end, applied));
+        if let Some(entries) = entries {
             for (header, at) in &entries {
                 self.claim(slot, rep, header, *at);
                 self.look_at_ring(process, header, *at);
@@ -265,6 +265,15 @@ impl Group {
             point = point.after(&header);
         }
         entries
+    }
+
+    /// The entries behind a point up to another, if they lead there.
+    fn chain_to(&self, rep: &Rep, from: Point, to: Point) -> Option<Vec<(Header, u64)>> {
+        let entries = self.chain(rep, from, to.index);
+        let end = entries
+            .last()
+            .map_or(from, |(header, at)| Point { at: *at, ..from }.after(header));
+        (end == to).then_some(entries)
     }
 
     fn claim(&self, slot: usize, rep: &Rep, header: &Header, at: u64) {

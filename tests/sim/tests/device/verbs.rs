@@ -339,6 +339,49 @@ fn a_device_that_knows_says_at_once_that_the_peer_has_ended_and_only_then() {
 }
 
 #[test]
+fn a_synchronous_device_is_through_before_the_caller_goes_on_unless_something_is_in_the_way() {
+    let profile = Profile {
+        synchronous: true,
+        torn: 1_000_000,
+        ..Profile::CALM
+    };
+    let mut pair = Pair::new(1, profile);
+    let ok = WcStatus::SUCCESS;
+    pair.a.memory.write_bytes(200, &[5; 40]);
+    pair.a.write(1, &[7; 24], pair.there(0));
+    pair.a.write_from(2, 200, 40, pair.there(24));
+    pair.a.read(3, 104, 64, pair.there(0));
+    let done = statuses(&pair.a.poll());
+    assert_eq!(done, [(1, ok), (2, ok), (3, ok)]);
+    let mut bytes = [0; 64];
+    pair.a.memory.read_bytes(104, &mut bytes);
+    assert_eq!(bytes[..], [&[7; 24][..], &[5; 40]].concat());
+    // The link is cut: that one is tried again, and what comes behind it waits.
+    pair.connect(REMOTE, IMPATIENT);
+    pair.world.cut(A, B, true);
+    pair.a.write(4, &[8; 8], pair.there(0));
+    pair.world.cut(A, B, false);
+    pair.a.write(5, &[9; 8], pair.there(8));
+    assert_eq!(pair.a.poll(), []);
+    let done = statuses(&pair.settle());
+    assert_eq!(done, [(4, ok), (5, ok)]);
+    // A refusal is there at once as well.
+    pair.b.modify(Modify::Access(Access::NONE));
+    pair.a.write(6, &[1; 8], pair.there(0));
+    let done = statuses(&pair.a.poll());
+    assert_eq!(done, [(6, WcStatus::REM_INV_REQ_ERR)]);
+    assert_eq!(
+        (state(&pair.a), state(&pair.b)),
+        (QpState::Err, QpState::Err)
+    );
+    assert_eq!(
+        pair.b.memory.load(0),
+        u64::from_le_bytes([8; 8]),
+        "nothing landed"
+    );
+}
+
+#[test]
 fn reading_into_a_closed_region_is_refused_at_home() {
     let mut pair = Pair::calm(1);
     let spare = pair
