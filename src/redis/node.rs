@@ -16,6 +16,9 @@ use nix::unistd::{Pid, pipe2};
 
 /// The variable that the shared object reads.
 const VARIABLE: &str = "MU_REDIS_NODE";
+/// Options that those of the user may change. A primary without replicas of its own writes its commands down once, for
+/// the log; the backlog that it has from its time as a follower would be a second time, a tenth of its rate.
+const PREFERRED: [&str; 2] = ["--repl-backlog-ttl", "1"];
 /// A server that was asked to end is killed after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -81,7 +84,13 @@ impl Plan {
         });
         let (program, arguments) = self.command.split_first().context("the server's program")?;
         let mut command = Command::new(program);
-        command.args(arguments).arg("--include").arg(file);
+        let options = arguments
+            .iter()
+            .position(|argument| argument.starts_with("--"))
+            .unwrap_or(arguments.len());
+        let (first, options) = arguments.split_at(options);
+        command.args(first).args(PREFERRED).args(options);
+        command.arg("--include").arg(file);
         command
             .env("LD_PRELOAD", &self.object)
             .env(VARIABLE, setup.to_string());

@@ -97,6 +97,16 @@ class Group:
         options = {"socket_timeout": 5, "decode_responses": True, "retry": None, **options}
         return redis.Redis(self.host, self.ports[n], **options)
 
+    def attach(self, n):
+        """A plain server that replicates node n as Redis does; its client, once it has the dataset."""
+        port = self.ports[0] + 9
+        command = ["redis-server", "--bind", self.host, "--port", str(port), "--save", "", "--dir", self.dir.name,
+                   "--replicaof", self.host, str(self.ports[n])]
+        subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        client = redis.Redis(self.host, port, decode_responses=True, retry=None)
+        until("the attached replica's link is up", lambda: client.info("replication")["master_link_status"] == "up")
+        return client
+
     def sentinel(self):
         return Sentinel([(self.host, port + 20000) for port in self.ports], socket_timeout=1)
 
@@ -416,6 +426,14 @@ def test_features(mu, seed, _):
         before = client.info("mu")["mu_reads_proved"]
         client.get("a")
         check(client.info("mu")["mu_reads_proved"] > before, "a read was answered without a proof")
+
+        # Nobody's backlog costs nothing; a plain replica can be attached all the same, and makes it anew.
+        until("a primary without replicas has no backlog", lambda: client.info("replication")["repl_backlog_active"] == 0)
+        attached = group.attach(n)
+        client.set("to", "attached")
+        until("an attached replica follows", lambda: attached.get("to") == "attached")
+        check(client.info("replication")["repl_backlog_active"] == 1, "an attached replica has no backlog")
+        attached.shutdown(nosave=True)
 
         sentinel = group.sentinel()
         check(sentinel.discover_master(NAME) == (group.host, group.ports[n]), "Sentinel names another primary")
