@@ -292,19 +292,18 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
         print_json(&report)?;
     } else {
         let mut rows = vec![
-            pair("outcome", report.outcome.clone()),
             pair("hash", report.hash.clone()),
             pair(
                 "second run the same",
                 if repeated { "yes" } else { "NO" }.to_owned(),
             ),
-            pair("run", report.run.clone()),
             pair("entries decided", report.entries.to_string()),
             pair("operations answered", report.operations.to_string()),
         ];
         let hit = report.coverage.iter().filter(|(_, hits)| **hits > 0);
         rows.extend(hit.map(|(name, hits)| pair(name, hits.to_string())));
-        print(&table(&rows, 1))?;
+        let (outcome, run) = (&report.outcome, &report.run);
+        print(&format!("{outcome}\n\n{run}\n\n{}", table(&rows, 1)))?;
     }
     Ok(if failed || !repeated {
         Status::DoesNotHold

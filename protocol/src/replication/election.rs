@@ -6,7 +6,8 @@ use mu_verbs::sync::Ordering;
 use mu_verbs::{Context, PostError};
 
 use super::lane::{Op, Target};
-use super::leader::{Follower, Phase, Stage, note};
+use super::lead::{Follower, Phase, Stage};
+use super::leader::note;
 use super::{Event, Replication};
 use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
 use crate::ids::{Epoch, ReplicaId};

@@ -10,7 +10,7 @@ use std::ops::Range;
 use mu_verbs::Context;
 
 use super::lane::POLLED;
-use super::leader::Lead;
+use super::lead::Lead;
 use super::rejoin::Owed;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;

@@ -5,9 +5,11 @@
 //! follower, completions, count, apply. Nothing on it allocates, locks, enters the kernel or dispatches dynamically
 //! (the application's own code apart).
 
+mod chores;
 mod election;
 mod follower;
 mod lane;
+mod lead;
 mod leader;
 mod proof;
 mod rejoin;
@@ -30,7 +32,7 @@ use crate::shared::{Board, Halt, Shared};
 use crate::zoo::{Sound, Zoo};
 use follower::Follow;
 use lane::Lane;
-use leader::Lead;
+use lead::Lead;
 use rejoin::{CHUNK, Rejoin};
 use snapshot::Donor;
 

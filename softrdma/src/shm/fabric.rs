@@ -542,10 +542,13 @@ impl Shm {
                 }
             }
             for peer in &outbound {
-                // One that is dying is only waited for.
+                // Of one that is dying nothing more is heard, but for the kernel's word that it has ended, which may
+                // come after the end of its socket.
                 if !peer.is_ending() {
-                    fds.push(peer.pidfd.as_fd());
                     fds.push(peer.socket.as_fd());
+                }
+                if !peer.is_ended() {
+                    fds.push(peer.pidfd.as_fd());
                     fds.extend(peer.life.as_ref().map(AsFd::as_fd));
                 }
             }
@@ -861,6 +864,11 @@ impl Outbound {
         }
         self.view.gone.store(true, Ordering::SeqCst);
         lock(&self.ending).get_or_insert_with(Instant::now);
+    }
+
+    /// Its process is known to have ended: the kernel has said so.
+    fn is_ended(&self) -> bool {
+        self.view.ended.load(Ordering::Acquire)
     }
 
     /// Its end is seen, but not over.
