@@ -1,5 +1,5 @@
-//! What a leader does beside the way of a command: it looks after links and votes, tells idle followers what is decided,
-//! cuts off who holds the ring up, hands over, and steps down without a majority.
+//! What a leader does beside the way of a command: it looks after links and votes, tells idle followers what is
+//! decided, cuts off who holds the ring up, hands over, and steps down without a majority.
 
 use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
