@@ -67,9 +67,9 @@ fn memory_made_later() {
 fn a_killed_target_ends_requests() {
     for _ in 0..8 {
         let first = End::open(&Options::default());
-        let (second, third) = (End::on(&first.node), End::on(&first.node));
-        let mut ends = [first, second, third];
-        let mut peer = Peer::start_with("MU_SHM_ENDS", "3");
+        let second = End::on(&first.node);
+        let mut ends = [first, second];
+        let mut peer = Peer::start_with("MU_SHM_ENDS", "2");
         let remotes = join_all(&ends, &mut peer);
         peer.signal(Signal::SIGKILL);
         peer.child.wait().unwrap();
@@ -80,17 +80,15 @@ fn a_killed_target_ends_requests() {
                 "writes into the memory of the dead go on"
             );
         }
-        for (end, remote) in ends[1..].iter_mut().zip(&remotes[1..]) {
-            std::thread::sleep(Duration::from_millis(5));
-            end.post(*remote, 0, 8);
-        }
+        // The thread that hears of it may wait for a processor.
+        std::thread::sleep(Duration::from_millis(200));
+        ends[1].post(remotes[1], 0, 8);
         for end in &ends {
             assert_eq!(end.qp.control().state(), QpState::Err);
             assert_eq!(end.last.status, WcStatus::RETRY_EXC_ERR);
         }
         let told = ends.map(|end| end.last.vendor_err);
-        println!("told: {told:?}");
-        assert_eq!(told[2], Completion::PEER_ENDED, "{told:?}");
+        assert_eq!(told[1], Completion::PEER_ENDED, "{told:?}");
     }
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         command.push("redis-server".into());
     }
     check::server(&command[0]).map_err(|error| misuse(error.to_string()))?;
-    check::arguments(&command[1..]).map_err(|error| misuse(error.to_string()))?;
+    let named = check::arguments(&command[1..]).map_err(|error| misuse(error.to_string()))?;
     let object = check::object().map_err(|error| misuse(error.to_string()))?;
     let signals = end_signals().context("taking signals as a descriptor")?;
     let form = args.form && !has_history(&config, args.id)?;
@@ -128,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         sentinel: sentinel_of(client),
         dir: std::path::absolute(dir)?,
         object,
+        named,
         command,
         fault: args.fault.clone(),
     };

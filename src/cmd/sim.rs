@@ -303,7 +303,12 @@ fn one(args: &Args, seed: u64, bug: Option<Bug>) -> Result<Status> {
         let hit = report.coverage.iter().filter(|(_, hits)| **hits > 0);
         rows.extend(hit.map(|(name, hits)| pair(name, hits.to_string())));
         let (outcome, run) = (&report.outcome, &report.run);
-        print(&format!("{outcome}\n\n{run}\n\n{}", table(&rows, 1)))?;
+        let again = if repeated {
+            ""
+        } else {
+            "NOT REPEATED: the second run was another one\n"
+        };
+        print(&format!("{again}{outcome}\n\n{run}\n\n{}", table(&rows, 1)))?;
     }
     Ok(if failed || !repeated {
         Status::DoesNotHold

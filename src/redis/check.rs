@@ -1,6 +1,7 @@
 //! What a redis-server of a node must be, and must not be told: everything here is refused before anything starts, with
 //! the reason and the remedy.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -173,13 +174,18 @@ pub(crate) fn server(program: &str) -> Result<()> {
     }
 }
 
-/// Looks at what the server is told: a configuration file, if the first argument is one, and options.
-pub(crate) fn arguments(arguments: &[String]) -> Result<()> {
+/// Names of settings, in lower case.
+pub(crate) type Names = BTreeSet<String>;
+
+/// Looks at what the server is told: a configuration file, if the first argument is one, and options. Gives the names
+/// of all settings that it found.
+pub(crate) fn arguments(arguments: &[String]) -> Result<Names> {
+    let mut names = Names::new();
     let mut options = arguments;
     if let Some((first, rest)) = arguments.split_first()
         && !first.starts_with("--")
     {
-        file(Path::new(first), 0)?;
+        file(Path::new(first), 0, &mut names)?;
         options = rest;
     }
     let mut words = options.iter().peekable();
@@ -194,12 +200,12 @@ pub(crate) fn arguments(arguments: &[String]) -> Result<()> {
         if name == "sentinel" {
             bail!("--sentinel: a node is a server; it answers Sentinel's questions beside it");
         }
-        judge(name, &values.join(" "), "the command line", 0)?;
+        judge(name, &values.join(" "), "the command line", 0, &mut names)?;
     }
-    Ok(())
+    Ok(names)
 }
 
-fn file(path: &Path, depth: usize) -> Result<()> {
+fn file(path: &Path, depth: usize, names: &mut Names) -> Result<()> {
     if path
         .to_string_lossy()
         .contains(|letter| PATTERN.contains(&letter))
@@ -227,12 +233,13 @@ fn file(path: &Path, depth: usize) -> Result<()> {
             value.trim(),
             &format!("{}:{}", path.display(), number + 1),
             depth,
+            names,
         )?;
     }
     Ok(())
 }
 
-fn judge(name: &str, value: &str, place: &str, depth: usize) -> Result<()> {
+fn judge(name: &str, value: &str, place: &str, depth: usize, names: &mut Names) -> Result<()> {
     let name = name.to_ascii_lowercase();
     if name.contains(|letter: char| !letter.is_ascii_alphanumeric() && !"-_.".contains(letter)) {
         bail!("{place}: {name:?}: expected the name of a setting, without quotes and alone");
@@ -243,8 +250,9 @@ fn judge(name: &str, value: &str, place: &str, depth: usize) -> Result<()> {
         );
     }
     if name == "include" {
-        return file(Path::new(value.trim_matches('"')), depth + 1);
+        return file(Path::new(value.trim_matches('"')), depth + 1, names);
     }
+    names.insert(name.clone());
     let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
         return Ok(());
     };
@@ -266,7 +274,7 @@ fn judge(name: &str, value: &str, place: &str, depth: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn judged(line: &str) -> Result<()> {
+    fn judged(line: &str) -> Result<Names> {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         arguments(&words)
     }
@@ -320,6 +328,24 @@ mod tests {
     fn a_file_is_read_with_what_it_includes() {
         let dir = tempfile::tempdir().expect("a folder");
         let at = |name: &str| dir.path().join(name);
+        fs::write(at("innermost.conf"), "Repl-Backlog-TTL 60\n").expect("written");
+        fs::write(
+            at("first.conf"),
+            format!("include {}\n", at("innermost.conf").display()),
+        )
+        .expect("written");
+        let first = at("first.conf").display().to_string();
+        let found = arguments(&[
+            first,
+            "--port-less".into(),
+            "--maxmemory".into(),
+            "1gb".into(),
+        ]);
+        let found = found.expect("nothing in the way");
+        assert_eq!(
+            found.iter().collect::<Vec<_>>(),
+            ["maxmemory", "port-less", "repl-backlog-ttl"]
+        );
         fs::write(at("inner.conf"), "# x\n\nappendfsync everysec\n").expect("written");
         fs::write(
             at("outer.conf"),

@@ -14,11 +14,14 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
+use crate::redis::check::Names;
+
 /// The variable that the shared object reads.
 const VARIABLE: &str = "MU_REDIS_NODE";
-/// Options that those of the user may change. A primary without replicas of its own writes its commands down once, for
-/// the log; the backlog that it has from its time as a follower would be a second time, a tenth of its rate.
-const PREFERRED: [&str; 2] = ["--repl-backlog-ttl", "1"];
+/// Settings that the server is given unless the user names them. A primary without replicas of its own writes its
+/// commands down once, for the log; the backlog that it has from its time as a follower would be a second time, a tenth
+/// of its rate. Replicas that come with a promoted follower are back sooner than that: Redis tries once a second.
+const PREFERRED: [(&str, &str); 1] = [("repl-backlog-ttl", "5")];
 /// A server that was asked to end is killed after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -37,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) object: PathBuf,
     /// The server and what it is told.
     pub(crate) command: Vec<String>,
+    /// The settings in it.
+    pub(crate) named: Names,
     /// A seeded bug.
     pub(crate) fault: Option<String>,
 }
@@ -89,8 +94,13 @@ impl Plan {
             .position(|argument| argument.starts_with("--"))
             .unwrap_or(arguments.len());
         let (first, options) = arguments.split_at(options);
-        command.args(first).args(PREFERRED).args(options);
-        command.arg("--include").arg(file);
+        command.args(first);
+        for (name, value) in PREFERRED {
+            if !self.named.contains(name) {
+                command.arg(format!("--{name}")).arg(value);
+            }
+        }
+        command.args(options).arg("--include").arg(file);
         command
             .env("LD_PRELOAD", &self.object)
             .env(VARIABLE, setup.to_string());

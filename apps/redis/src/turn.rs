@@ -94,8 +94,8 @@ pub(crate) fn collect(bytes: &[u8]) {
     turn.bytes.extend_from_slice(bytes);
 }
 
-/// The next turn begins with the database of its first command. A primary's RDB file tells the one that its attached
-/// replicas have selected, and not the stream's. Called with the server's global lock, between two turns.
+/// The next turn begins with the database of its first command. A primary's RDB file tells none, or the one that its
+/// attached replicas have selected, and not the stream's. Called with the server's global lock, between two turns.
 pub(crate) fn say_database_again() {
     TOLD.store(false, Ordering::SeqCst);
 }

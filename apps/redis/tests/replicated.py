@@ -72,7 +72,7 @@ class Group:
             file.write(f'cluster = "{NAME}"\npsk_file = "cluster.key"\nmax_command_bytes = 65536\n'
                        f"snapshot_max_bytes = 1073741824\nheartbeat_us = 1000\ndetect_us = 500000\n"
                        f"replicas = [\n{replicas}]\n")
-        self.nodes = [None] * 3
+        self.nodes, self.attached = [None] * 3, None
         self.lines = [[] for _ in range(3)]
         for n in range(3):
             self.start(n, form=True)
@@ -102,7 +102,7 @@ class Group:
         port = self.ports[0] + 9
         command = ["redis-server", "--bind", self.host, "--port", str(port), "--save", "", "--dir", self.dir.name,
                    "--replicaof", self.host, str(self.ports[n])]
-        subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.attached = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         client = redis.Redis(self.host, port, decode_responses=True, retry=None)
         until("the attached replica's link is up", lambda: client.info("replication")["master_link_status"] == "up")
         return client
@@ -167,6 +167,8 @@ class Group:
         self.dir.cleanup()
 
     def words(self):
+        if self.attached:
+            self.attached.kill()
         for n in range(3):
             path = os.path.join(self.dir.name, f"{n}.log")
             if os.path.exists(path):
@@ -434,7 +436,8 @@ def test_features(mu, seed, _):
         client.set("to", "attached")
         until("an attached replica follows", lambda: attached.get("to") == "attached")
         check(backlog() == 1, "an attached replica has no backlog")
-        attached.shutdown(nosave=True)
+        group.attached.kill()
+        group.attached.wait()
 
         sentinel = group.sentinel()
         check(sentinel.discover_master(NAME) == (group.host, group.ports[n]), "Sentinel names another primary")

@@ -149,7 +149,7 @@ impl Follower {
 
 /// Which life of a replica was admitted, and where that stands.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Admission {
+struct Admission {
     epoch: Epoch,
     index: u64,
     /// 0 for a founder, whose first life needs no admission.
@@ -210,9 +210,9 @@ pub(super) struct Lead {
     /// Leader time of the last entry.
     pub(super) time_ns: u64,
     pub(super) followers: Vec<Follower>,
-    pub(super) slots: [usize; MAX_REPLICAS],
+    slots: [usize; MAX_REPLICAS],
     /// The last admission of each replica in any log that was seen.
-    pub(super) admissions: [Admission; MAX_REPLICAS],
+    admissions: [Admission; MAX_REPLICAS],
     pub(super) encoder: Encoder,
     /// The entry whose payload the encoder may still hold.
     pub(super) fresh: Option<Header>,

@@ -43,7 +43,7 @@ pub(crate) const PATIENT_NS: u64 = 1_000_000;
 
 impl State {
     /// Puts a request into the flow of its queue pair. A synchronous device carries it out here and now, unless what
-    /// came before is not through yet, or it takes unusually long.
+    /// came before is not through yet, or it takes unusually long, or is acknowledged before it is visible.
     pub(crate) fn enqueue(&mut self, flow_at: u32, mut request: Request) {
         let (from, to) = (
             self.flows[flow_at as usize].from,
@@ -199,16 +199,17 @@ impl State {
         let request = flow.request(serial).expect("it was just carried out");
         let hidden = request.hidden;
         request.result.get_or_insert(status);
+        // Before the answer, which may fail the queue pair: what is on its way goes on all the same.
+        let goes_on = next_at.filter(|_| status.is_success());
+        if let Some(at) = goes_on {
+            self.move_on(flow_at, at);
+        }
         if live && hidden {
             self.finish(flow_at);
         } else if live {
             self.send_answer(flow_at, serial, known);
-        }
-        let failed = !status.is_success();
-        match next_at {
-            Some(at) if !failed => self.move_on(flow_at, at),
-            _ if !live => self.free_flow(flow_at),
-            _ => {}
+        } else if goes_on.is_none() {
+            self.free_flow(flow_at);
         }
     }
 

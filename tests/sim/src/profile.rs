@@ -109,7 +109,7 @@ impl Profile {
         ];
         let latency_ns = *rng.pick(&[300, 600, 1_500, 5_000]);
         // What is quick and leaks nothing may be memory of the same host.
-        let same_host = leak == Leak::NONE && latency_ns <= 600;
+        let same_host = leak == Leak::NONE && latency_ns <= SAME_HOST_NS;
         Self {
             placement: *rng.pick(&placements),
             leak,
@@ -125,6 +125,17 @@ impl Profile {
             torn: *rng.pick(&[50_000, 300_000, 900_000]),
             tells_peer_ended: same_host,
             synchronous: same_host && rng.one_in(2),
+        }
+    }
+
+    /// A device that is memory of the same host, whose caller carries its requests out.
+    pub(crate) fn synchronous(self) -> Self {
+        Self {
+            leak: Leak::NONE,
+            latency_ns: self.latency_ns.min(SAME_HOST_NS),
+            tells_peer_ended: true,
+            synchronous: true,
+            ..self
         }
     }
 
@@ -163,6 +174,8 @@ impl Profile {
     }
 }
 
+/// Messages between processes of a host take no longer.
+const SAME_HOST_NS: u64 = 600;
 /// Requests of one queue and direction.
 pub(crate) const MAX_WR: u32 = 8192;
 /// Pieces of a send request.

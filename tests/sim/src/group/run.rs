@@ -93,7 +93,9 @@ pub fn run(options: Options) -> Report {
     let mut setup = rng.fork();
     let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
     let mut profile = Profile::draw(&mut setup);
-    profile.synchronous |= aim.or(bug).is_some_and(needs_synchronous);
+    if aim.or(bug).is_some_and(needs_synchronous) {
+        profile = profile.synchronous();
+    }
     let mut settings = settings(&mut setup, n);
     let safety_ns = settings.detect_ns * setup.range(10, 60);
     let plan = Plan::draw(&mut setup, n, safety_ns, aim.or(bug));

@@ -15,7 +15,8 @@ use super::{Core, Group};
 use crate::state::Placed;
 
 impl Group {
-    /// Looks at what devices have placed since the last look. Nobody's code has run since, so rights are as they were.
+    /// Looks at what devices have placed since the last look. No target's code has run since, so rights are as they
+    /// were.
     pub(crate) fn look_at_placements(&self) {
         let mut placed = std::mem::take(&mut self.core.borrow_mut().placed);
         self.world.take_placed(&mut placed);
@@ -141,11 +142,12 @@ impl Group {
             self.matched_rule(slot, rep, epoch, applied);
         }
         // Its log may hold what it did not apply: it took a snapshot, or its log was written over since.
-        // Or its own entries took the place of those that it had applied in the same poll: they follow what is known.
+        // Or a leader's own entries took the place of those that it had applied in the same poll: they follow what is
+        // known.
+        let leads = rep.leads().is_some() || process.leads.get().is_some();
         let known_end = self.core.borrow().oracle.end();
-        let entries = self
-            .chain_to(rep, seen, applied)
-            .or_else(|| self.chain_to(rep, known_end, applied));
+        let own = || self.chain_to(rep, known_end, applied).filter(|_| leads);
+        let entries = self.chain_to(rep, seen, applied).or_else(own);
         if let Some(entries) = entries {
             for (header, at) in &entries {
                 self.claim(slot, rep, header, *at);
