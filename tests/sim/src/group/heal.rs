@@ -59,13 +59,17 @@ impl Group {
     }
 
     /// Whether a majority still has its memory. One whose CPU is dead cannot answer, and its memory can. One whose
-    /// admission is decided may not have applied it yet.
+    /// admission is decided may not have applied it yet. One that deviates remembers like the others: if it leads and
+    /// gives a snapshot, a majority deviates, and the one that does not halts.
     pub(crate) fn remembers(&self) -> bool {
         let zombies = self
             .slots
             .iter()
             .filter_map(|slot| slot.zombie.borrow().clone());
-        let with_vote = zombies
+        let running = self.running().into_iter().map(|(_, process)| process);
+        let alive = running.filter(|process| !process.dying.get());
+        let with_vote = alive
+            .chain(zombies)
             .filter(|process| process.standing.get().voter)
             .count();
         let admitted = self.running().into_iter().filter(|(slot, process)| {
@@ -73,7 +77,7 @@ impl Group {
             process.standing.get().role == Role::Learner
                 && self.core.borrow().oracle.is_voter(id, life)
         });
-        self.voters() + with_vote + admitted.count() >= self.members.quorum()
+        with_vote + admitted.count() >= self.members.quorum()
     }
 
     /// One of the minority that need not be healthy.
