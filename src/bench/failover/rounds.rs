@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mu::host::{Status, monotonic_ns};
+use mu::host::{RoleEvent, Status, monotonic_ns};
 use nix::sys::signal::Signal;
 
 use super::replica::{Hang, Strings};
@@ -214,16 +214,30 @@ impl<'a> Bench<'a> {
     fn wake(&mut self, id: u8) -> Result<()> {
         let key = self.random.below(self.plan.load.keys);
         let sent = self.probe.send(id, key);
+        let woken_ns = monotonic_ns();
         match self.plan.fault {
             Fault::Hang | Fault::Heartbeat => self.strings.hang(id, Hang::Nothing),
             _ => self.cluster.signal(id, Signal::SIGCONT)?,
         }
         let (records, answers) = self.probe.hear(sent);
         self.records.extend(records);
-        // One that leads again may answer; the judge looks at what it said in any case.
-        let leads = self.cluster.wait_for_leader(None)? == id;
-        self.woken_answers += if leads { 0 } else { answers };
+        // One that leads again may answer, also if it has lost that since; the judge looks at what it said in any case.
+        if answers > 0 && !self.led_since(id, woken_ns)? {
+            self.woken_answers += answers;
+        }
         Ok(())
+    }
+
+    /// Whether a replica leads, or says that it became the leader after a moment.
+    fn led_since(&mut self, id: u8, moment_ns: u64) -> Result<bool> {
+        if self.cluster.wait_for_leader(None)? == id {
+            return Ok(true);
+        }
+        // What it says may be as old as that.
+        thread::sleep(PUBLISHED);
+        let events = self.cluster.status(id)?.events;
+        let since = |event: &RoleEvent| event.role == "leader" && event.at_ns > moment_ns;
+        Ok(events.iter().any(since))
     }
 
     /// What the replicas say of the takeover after `fault_ns`.
