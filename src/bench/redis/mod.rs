@@ -98,6 +98,24 @@ pub(crate) fn primary(cluster: &Cluster) -> Result<(u8, SocketAddr)> {
     }
 }
 
+/// Waits until a primary is as it is most of the time: after some seconds it drops the backlog from when it followed.
+fn settle(leader: SocketAddr) -> Result<()> {
+    let begin = std::time::Instant::now();
+    let mut client = Client::connect(leader, PATIENCE)?;
+    while client
+        .info("replication", "repl_backlog_active")?
+        .as_deref()
+        != Some("0")
+    {
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "the primary on mu keeps a backlog for nobody"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// One of the things that take turns.
 struct Contestant {
     client: Client,
@@ -166,6 +184,7 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
     let servers = Servers::start()?;
     let cluster = cluster(&plan.settings, None)?;
     let (_, leader) = primary(&cluster)?;
+    settle(leader)?;
     let clock = Clock::new();
     let mut random = Random::new(plan.seed);
     let mut all = [
