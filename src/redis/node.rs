@@ -20,7 +20,7 @@ use crate::redis::check::Names;
 const VARIABLE: &str = "MU_REDIS_NODE";
 /// Settings that the server is given unless the user names them. A primary without replicas of its own writes its
 /// commands down once, for the log; the backlog that it has from its time as a follower would be a second time, a tenth
-/// of its rate. Replicas that come with a promoted follower are back sooner than that: Redis tries once a second.
+/// of its work. Replicas that come with a promoted follower are back sooner than that: Redis tries once a second.
 const PREFERRED: [(&str, &str); 1] = [("repl-backlog-ttl", "5")];
 /// A server that was asked to end is killed after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
