@@ -5,7 +5,7 @@ use mu_verbs::Context;
 use mu_verbs::sync::Ordering;
 
 use super::lane::Op;
-use super::lead::{Handover, Phase, Stage};
+use super::lead::{Follower, Handover, Phase, Stage};
 use super::leader::{lose, note};
 use super::{Event, Replication};
 use crate::entry::{Kind, admit};
@@ -128,6 +128,19 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Tells idle followers what is decided.
     fn push_commit(&mut self, now_ns: u64) {
+        let idle = now_ns.saturating_sub(self.lead.appended_ns) >= self.settings.idle_flush_ns;
+        if idle && !self.zoo.has(Bug::NoIdleFlush) {
+            self.write_commit(0, now_ns, |follower, commit| commit > follower.told);
+        }
+    }
+
+    /// Writes the commit word to everybody, as a proof that this replica still may.
+    pub(super) fn post_proof(&mut self, round: u64, now_ns: u64) {
+        self.write_commit(round, now_ns, |_, _| true);
+    }
+
+    /// Writes the commit word to the confirmed followers for whom it is `due`.
+    fn write_commit(&mut self, round: u64, now_ns: u64, due: impl Fn(&Follower, u64) -> bool) {
         let Self {
             lead,
             lane,
@@ -136,48 +149,20 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             zoo,
             ..
         } = self;
-        let idle = now_ns.saturating_sub(lead.appended_ns) >= self.settings.idle_flush_ns;
-        if !idle || zoo.has(Bug::NoIdleFlush) {
-            return;
-        }
         for follower in lead
             .followers
             .iter_mut()
             .filter(|f| f.stage == Stage::Confirmed)
         {
             let commit = follower.may_know(self.commit, lead.end);
-            if commit > follower.told {
-                let word = (header::COMMIT, commit);
-                let posted = lane.write_word(follower.id, follower.target, (Op::Commit, 0), word);
-                if posted.is_ok() {
-                    follower.posted(now_ns);
-                    follower.told = commit;
-                }
-                note(follower, posted, counters, shared, *zoo);
+            if !due(follower, commit) {
+                continue;
             }
-        }
-    }
-
-    /// Writes the commit word to everybody, as a proof that this replica still may.
-    pub(super) fn post_proof(&mut self, round: u64, now_ns: u64) {
-        let Self {
-            lead,
-            lane,
-            counters,
-            shared,
-            zoo,
-            ..
-        } = self;
-        for follower in lead
-            .followers
-            .iter_mut()
-            .filter(|f| f.stage == Stage::Confirmed)
-        {
-            let word = (header::COMMIT, follower.may_know(self.commit, lead.end));
+            let word = (header::COMMIT, commit);
             let posted = lane.write_word(follower.id, follower.target, (Op::Commit, round), word);
             if posted.is_ok() {
                 follower.posted(now_ns);
-                follower.told = follower.told.max(word.1);
+                follower.told = follower.told.max(commit);
             }
             note(follower, posted, counters, shared, *zoo);
         }
