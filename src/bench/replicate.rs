@@ -171,7 +171,6 @@ fn one<C: Context>(leading: &mut Leading<'_, '_, C>, clock: &Clock, command: &[u
             std::thread::yield_now();
         }
     }
-    let ns = clock.since(start);
     ensure!(
         decided == Some(true),
         "a command was not decided: the leadership was lost"
