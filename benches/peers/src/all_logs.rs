@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::Result;
+use quanta::Clock;
 
 use crate::contestant::{Applied, Command, Core, REPLICAS};
 
@@ -37,9 +38,10 @@ impl<C: Core> Core for AllLogs<C> {
         self.core.wake()
     }
 
-    fn one(&mut self, command: &Command) -> Result<()> {
-        self.core.one(command)?;
-        self.core.settle()
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+        self.core.one(command, clock)?;
+        self.core.settle()?;
+        Ok(clock.raw())
     }
 
     /// Nothing is left.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use quanta::Clock;
 
 /// Replicas in a group.
 pub const REPLICAS: usize = 3;
@@ -88,8 +89,9 @@ pub trait Core {
         Ok(())
     }
 
-    /// Decides one command and returns when its proposer knows so. This is what is timed.
-    fn one(&mut self, command: &Command) -> Result<()>;
+    /// Decides one command. Returns the reading of `clock` at the moment when its proposer knew so: until then it is
+    /// timed.
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64>;
 
     /// After each `one`, off the clock: the work that the proposer did not wait for.
     fn settle(&mut self) -> Result<()>;

@@ -180,14 +180,17 @@ impl Proposer {
         }
     }
 
-    /// One turn of the leader's engine.
+    /// One turn of the leader's engine; `decided` is called with each command that was decided.
     #[inline]
-    fn poll(&mut self, engine: &mut Engine, now_ns: u64) -> Result<()> {
+    fn poll(&mut self, engine: &mut Engine, now_ns: u64, mut decided: impl FnMut()) -> Result<()> {
         let mut lost = false;
         engine.poll(now_ns, |event| {
             if let Event::Command { outcome, .. } = event {
                 match outcome {
-                    Outcome::Decided { .. } => self.decided += 1,
+                    Outcome::Decided { .. } => {
+                        self.decided += 1;
+                        decided();
+                    }
                     _ => lost = true,
                 }
             }

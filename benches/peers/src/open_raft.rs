@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
+use quanta::Clock;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::yield_now;
 
@@ -138,11 +139,11 @@ impl Core for OpenRaft {
         "1 thread, tokio current-thread, client_write".into()
     }
 
-    fn one(&mut self, command: &Command) -> Result<()> {
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
         self.runtime
             .block_on(self.replicas[0].raft.client_write(*command))?;
         self.decided += 1;
-        Ok(())
+        Ok(clock.raw())
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -151,7 +152,7 @@ impl Core for OpenRaft {
     }
 
     fn pipelined(&mut self, in_flight: usize, numbers: Range<u64>) -> Result<Duration> {
-        let clock = quanta::Clock::new();
+        let clock = Clock::new();
         let leader = &self.replicas[0].raft;
         let replicas = &self.replicas;
         let last = numbers.end;

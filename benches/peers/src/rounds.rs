@@ -105,9 +105,7 @@ impl Entrant<'_> {
             let command = Command::new(self.submitted);
             self.submitted += 1;
             let start = clock.raw();
-            let outcome = self.core.one(&command);
-            let end = clock.raw();
-            outcome?;
+            let end = self.core.one(&command, clock)?;
             took_ns.push(clock.delta_as_nanos(start, end));
             self.core.settle()?;
         }
@@ -232,11 +230,11 @@ mod tests {
             Ok(())
         }
 
-        fn one(&mut self, command: &Command) -> Result<()> {
+        fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
             let number = self.decided;
             assert_eq!(command, &Command::new(number), "commands come in order");
             self.decide(number);
-            Ok(())
+            Ok(clock.raw())
         }
 
         fn settle(&mut self) -> Result<()> {

@@ -38,19 +38,19 @@ impl OneThread {
         })
     }
 
-    /// One turn of the leader.
+    /// One turn of the leader; `decided` is called with each command that was decided.
     #[inline]
-    fn lead(&mut self) -> Result<()> {
+    fn lead(&mut self, decided: impl FnMut()) -> Result<()> {
         let now_ns = self.group.now_ns;
         let engine = &mut self.group.replicas[LEADER].replication;
-        self.proposer.poll(engine, now_ns)
+        self.proposer.poll(engine, now_ns, decided)
     }
 
     /// One turn of everybody, `later_ns` later.
     fn turn(&mut self, later_ns: u64) -> Result<()> {
         self.group.now_ns += later_ns;
         let now_ns = self.group.now_ns;
-        self.lead()?;
+        self.lead(|| ())?;
         for replica in &mut self.group.replicas {
             replica.background.poll(now_ns);
         }
@@ -88,16 +88,18 @@ impl Core for OneThread {
         "1 thread; both logs and the leader's applying on the clock".into()
     }
 
-    fn one(&mut self, command: &Command) -> Result<()> {
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
         ensure!(self.submit(command)?, "a command was not taken");
-        self.lead()?;
-        if self.proposer.decided < self.proposer.submitted {
-            // The ring is full: the followers have to apply first.
-            self.until("a decision", |group| {
-                group.proposer.decided == group.proposer.submitted
-            })?;
+        let mut knew = None;
+        self.lead(|| knew = Some(clock.raw()))?;
+        if let Some(knew) = knew {
+            return Ok(knew);
         }
-        Ok(())
+        // The ring is full: the followers have to apply first.
+        self.until("a decision", |group| {
+            group.proposer.decided == group.proposer.submitted
+        })?;
+        Ok(clock.raw())
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -115,7 +117,7 @@ impl Core for OneThread {
             while next < end && self.submit(&Command::new(next))? {
                 next += 1;
             }
-            self.lead()?;
+            self.lead(|| ())?;
             if (next, self.proposer.decided) == before {
                 self.turn(TURN_NS)?;
             }

@@ -145,17 +145,17 @@ impl TwoThreads {
         })
     }
 
-    /// One turn of the leader.
+    /// One turn of the leader; `decided` is called with each command that was decided.
     #[inline]
-    fn lead(&mut self) -> Result<()> {
-        self.proposer
-            .poll(&mut self.leader.replication, self.now_ns)
+    fn lead(&mut self, decided: impl FnMut()) -> Result<()> {
+        let engine = &mut self.leader.replication;
+        self.proposer.poll(engine, self.now_ns, decided)
     }
 
     /// One turn of both of the leader's engines, at the time that it is now.
     fn turn(&mut self) -> Result<()> {
         self.now_ns = self.time.now_ns();
-        self.lead()?;
+        self.lead(|| ())?;
         self.leader.background.poll(self.now_ns);
         Ok(())
     }
@@ -208,19 +208,21 @@ impl Core for TwoThreads {
         self.turn()
     }
 
-    fn one(&mut self, command: &Command) -> Result<()> {
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
         let taken = self
             .proposer
             .submit(&mut self.leader.replication, command)?;
         ensure!(taken, "a command was not taken");
-        self.lead()?;
-        if self.proposer.decided < self.proposer.submitted {
-            // The ring is full: the followers have to apply first.
-            self.until("a decision", |group| {
-                group.proposer.decided == group.proposer.submitted
-            })?;
+        let mut knew = None;
+        self.lead(|| knew = Some(clock.raw()))?;
+        if let Some(knew) = knew {
+            return Ok(knew);
         }
-        Ok(())
+        // The ring is full: the followers have to apply first.
+        self.until("a decision", |group| {
+            group.proposer.decided == group.proposer.submitted
+        })?;
+        Ok(clock.raw())
     }
 
     fn settle(&mut self) -> Result<()> {
