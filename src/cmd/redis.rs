@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Process to die with
     #[arg(long, hide = true)]
     parent: Option<i32>,
-    /// A seeded bug: early-answer or unproved-read
+    /// A seeded bug: early-answer, unproved-read or primary-unasked
     #[arg(long, hide = true)]
     fault: Option<String>,
     /// The server and what it is told: redis-server [FILE] [--NAME VALUE]...

@@ -8,14 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::module::Replication;
 use crate::node::{self, Mode, Node};
+use crate::setup::Fault;
 use crate::{hooks_raw, module, module_raw, report};
 
-/// Looks at least so often.
+/// Looks at least so often. The leadership ends it early.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two tries to have a look at a busy server. The leadership ends it early.
-const WATCH_PAUSE: Duration = Duration::from_millis(2);
-/// The same after it could not be had.
-const MISSED_PAUSE: Duration = Duration::from_micros(200);
 /// The first pause between two looks at a server that is not there yet; it doubles.
 const PAUSE: Duration = Duration::from_micros(50);
 const PAUSE_MOST: Duration = Duration::from_millis(2);
@@ -27,12 +24,11 @@ pub(crate) fn run(node: &'static Node) {
         eprintln!("mu: the server's {what}: start it with mu redis, which sets it");
         hooks_raw::exit_now(node::MISCONFIGURED);
     }
-    let (mut told, mut missed) = (None, false);
+    let mut told = None;
     loop {
         if node.mode() == Mode::Follower && node.leads() {
             promote(node);
         }
-        missed = !watch(node, missed);
         // One that gets another dataset has no role for a while, and tells it again.
         let now = told_role(node);
         if let Some(role) = now
@@ -41,24 +37,19 @@ pub(crate) fn run(node: &'static Node) {
             report::tell(node, role);
         }
         told = now;
+        if node.setup.fault == Some(Fault::PrimaryUnasked) && now == Some("follower") {
+            let _ = module_raw::with_server(|server| server.become_primary());
+        }
         node.wait(LOOK);
     }
 }
 
-/// Ends the process if its server has become a primary by any other way than this: it would answer to writes that
-/// nobody decides. Whether it could look. After it could not, it tries more often: a busy server is never at rest for
-/// long.
-fn watch(node: &Node, missed: bool) -> bool {
-    let begin = Instant::now();
-    let no_use = || node.mode() == Mode::Leader || node.leads() || begin.elapsed() > LOOK;
-    let pause = || node.wait(if missed { MISSED_PAUSE } else { WATCH_PAUSE });
-    let behind = module_raw::try_with_server(no_use, pause, |server| {
-        node.mode() == Mode::Follower && server.is_primary()
-    });
-    if behind == Some(true) {
+/// The server has become a primary. If that was none of this node's doing the process ends, before the server runs
+/// another command: it would answer to writes that nobody decides. Called under the server's global lock.
+pub(crate) fn became_primary() {
+    if node::get().is_none_or(|node| node.mode() == Mode::Follower) {
         node::end("the server has become a primary, and this node has not made it one");
     }
-    behind.is_some()
 }
 
 /// What is told of the role: nothing before the server has its dataset.

@@ -94,16 +94,6 @@ impl Server {
         }
     }
 
-    /// Whether it says that it is a primary.
-    pub(crate) fn is_primary(&self) -> bool {
-        match self.call(&[b"ROLE"], false) {
-            Reply::Array(said) => {
-                matches!(said.first(), Some(Reply::Text(role)) if role == b"master")
-            }
-            _ => false,
-        }
-    }
-
     /// The lines of `ACL LIST`.
     fn users(&self) -> Vec<Vec<u8>> {
         let lines = match self.call(&[b"ACL", b"LIST"], false) {

@@ -9,12 +9,25 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use crate::commands::{self, Verdict};
-use crate::{hooks_raw, module, turn};
+use crate::{hooks_raw, keeper, module, turn};
 
 type Ctx = *mut c_void;
 type Text = *mut c_void;
 type CallReply = *mut c_void;
 type CommandFn = extern "C" fn(Ctx, *mut Text, c_int) -> c_int;
+type EventFn = extern "C" fn(Ctx, Event, u64, *mut c_void);
+
+/// What a server tells of (`RedisModuleEvent`): its number, and the version of the data that comes with it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Event {
+    id: u64,
+    version: u64,
+}
+
+/// The role has changed, and to what.
+const ROLE_CHANGED: Event = Event { id: 0, version: 1 };
+const NOW_PRIMARY: u64 = 0;
 
 const OK: c_int = 0;
 const FAILED: c_int = 1;
@@ -78,6 +91,7 @@ api! {
     lock as c"RedisModule_ThreadSafeContextLock": unsafe extern "C" fn(Ctx);
     try_lock as c"RedisModule_ThreadSafeContextTryLock": unsafe extern "C" fn(Ctx) -> c_int;
     unlock as c"RedisModule_ThreadSafeContextUnlock": unsafe extern "C" fn(Ctx);
+    subscribe as c"RedisModule_SubscribeToServerEvent": unsafe extern "C" fn(Ctx, Event, EventFn) -> c_int;
     register_info as c"RedisModule_RegisterInfoFunc":
         unsafe extern "C" fn(Ctx, extern "C" fn(*mut c_void, c_int)) -> c_int;
     info_section as c"RedisModule_InfoAddSection": unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int;
@@ -128,6 +142,7 @@ pub(crate) unsafe extern "C" fn RedisModule_OnLoad(ctx: Ctx, _: *mut Text, _: c_
         }
         if (api.register_filter)(ctx, filter, FILTER_NOT_OWN).is_null()
             || (api.register_info)(ctx, info) != OK
+            || (api.subscribe)(ctx, ROLE_CHANGED, role_changed) != OK
         {
             return FAILED;
         }
@@ -148,6 +163,13 @@ pub(crate) unsafe extern "C" fn RedisModule_OnLoad(ctx: Ctx, _: *mut Text, _: c_
             eprintln!("mu: {error:#}");
             FAILED
         }
+    }
+}
+
+/// The server tells of its role while it changes it, under its global lock.
+extern "C" fn role_changed(_: Ctx, _: Event, now: u64, _: *mut c_void) {
+    if now == NOW_PRIMARY {
+        keeper::became_primary();
     }
 }
 

@@ -39,4 +39,6 @@ pub(crate) enum Fault {
     EarlyAnswer,
     /// Reads are answered without a proof of leadership.
     UnprovedRead,
+    /// A follower's server becomes a primary without the leadership.
+    PrimaryUnasked,
 }

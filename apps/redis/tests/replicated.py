@@ -361,6 +361,38 @@ def test_stale(mu, *_):
     return "a stopped leader answered nothing when it went on; without the proof it answered the old value"
 
 
+def test_role(mu, *_):
+    """A follower whose server becomes a primary by any other way than the node's ends before it answers as one."""
+    group = Group(mu)
+    try:
+        n = (group.primary() + 1) % 3
+        group.nodes[n].send_signal(signal.SIGTERM)
+        check(group.nodes[n].wait(20) == 0, "a follower did not end on SIGTERM")
+        group.bug = "primary-unasked"
+        group.start(n)
+        path = os.path.join(group.dir.name, f"{n}.log")
+        words = "this node has not made it one"
+        roles, client = [], group.client(n, socket_timeout=1)
+
+        def ended():
+            try:
+                roles.append(client.role()[0])
+            except (redis.RedisError, OSError):
+                pass
+            with open(path, errors="replace") as file:
+                return words in file.read()
+
+        until("a follower that is a primary ends", ended)
+        check("master" not in roles, "it answered as a primary")
+    except BaseException:
+        group.words()
+        raise
+    finally:
+        for node in group.nodes:
+            node.kill()
+    return f"a follower's server that became a primary unasked ended at once, after {len(roles)} answers as a follower"
+
+
 def test_features(mu, seed, _):
     """Users, large values, refusals, Sentinel, INFO, and a node that comes back with a snapshot."""
     group = Group(mu)
@@ -570,7 +602,7 @@ def test_refusals(mu, *_):
 
 
 TESTS = {"refusals": test_refusals, "features": test_features, "kills": test_kills, "halves": test_halves,
-         "behind": test_behind, "stale": test_stale, "lost": test_lost}
+         "behind": test_behind, "stale": test_stale, "role": test_role, "lost": test_lost}
 
 
 def main():
