@@ -112,6 +112,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     // The folder lasts as long as this process.
     let (dir, _temporary) = match &args.dir {
         Some(dir) => {
+            let dir = &std::path::absolute(dir)?;
+            check::folder(dir).map_err(|error| misuse(error.to_string()))?;
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
             (dir.clone(), None)
         }

@@ -205,11 +205,26 @@ pub(crate) fn arguments(arguments: &[String]) -> Result<Names> {
     Ok(names)
 }
 
+/// Whether redis-server takes it for a pattern of paths where it includes a file of that name, and includes none if
+/// nothing is like it.
+fn is_pattern(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.contains(|letter| PATTERN.contains(&letter))
+}
+
+/// The folder of the server's files.
+pub(crate) fn folder(path: &Path) -> Result<()> {
+    if is_pattern(path) {
+        bail!(
+            "--dir {}: redis-server takes this for a pattern: expected a path without any of * ? [",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn file(path: &Path, depth: usize, names: &mut Names) -> Result<()> {
-    if path
-        .to_string_lossy()
-        .contains(|letter| PATTERN.contains(&letter))
-    {
+    if is_pattern(path) {
         bail!(
             "{}: this is a pattern, and which files it means may change: expected one file",
             path.display()

@@ -130,6 +130,10 @@ const PROMISED: [(&str, &str); 5] = [
 /// What of the server's settings is wrong, if anything is.
 pub(crate) fn misconfigured() -> Option<String> {
     with_server(|server| {
+        // A change of this is told (`keeper::became_primary`); what the server starts with is not.
+        if server.setting("replicaof").is_none_or(|of| of.is_empty()) {
+            return Some("replicaof is empty and has to name its node".into());
+        }
         PROMISED.iter().find_map(|(name, right)| {
             let value = server.setting(name);
             let wrong = value.as_deref() != Some(right);

@@ -363,7 +363,7 @@ def test_stale(mu, *_):
 
 def test_role(mu, *_):
     """A follower whose server becomes a primary by any other way than the node's ends before it answers as one."""
-    group = Group(mu)
+    group, stop = Group(mu), threading.Event()
     try:
         n = (group.primary() + 1) % 3
         group.nodes[n].send_signal(signal.SIGTERM)
@@ -373,6 +373,18 @@ def test_role(mu, *_):
         path = os.path.join(group.dir.name, f"{n}.log")
         words = "this node has not made it one"
         roles, client = [], group.client(n, socket_timeout=1)
+        written = []
+
+        def write():
+            other = group.client(n, socket_timeout=1)
+            while not stop.is_set():
+                try:
+                    written.append(other.set("role", "primary"))
+                except (redis.RedisError, OSError):
+                    pass
+
+        writer = threading.Thread(target=write)
+        writer.start()
 
         def ended():
             try:
@@ -383,11 +395,15 @@ def test_role(mu, *_):
                 return words in file.read()
 
         until("a follower that is a primary ends", ended)
-        check("master" not in roles, "it answered as a primary")
+        stop.set()
+        writer.join()
+        check(roles and "master" not in roles, f"it answered as {set(roles)}")
+        check(not written, "it took a write")
     except BaseException:
         group.words()
         raise
     finally:
+        stop.set()
         for node in group.nodes:
             node.kill()
     return f"a follower's server that became a primary unasked ended at once, after {len(roles)} answers as a follower"
@@ -591,10 +607,12 @@ def test_refusals(mu, *_):
             (mu, "0", [old], "6.2.14"),
             (mu, "1", [], "client ="),
             (mu, "7", [], "--id"),
+            (mu, "0", ["--dir", os.path.join(folder, "r[1]"), "redis-server"], "pattern"),
             (lonely, "0", [], "libmu_redis.so is missing"),
         ]
         for program, which, server, words in cases:
-            command = [program, "redis", "--config", config, "--id", which, "--form", "--", *server]
+            mine, server = (server[:2], server[2:]) if server[:1] == ["--dir"] else ([], server)
+            command = [program, "redis", "--config", config, "--id", which, "--form", *mine, "--", *server]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             check(done.returncode == 2, f"{command} ended with status {done.returncode}: {done.stderr}")
             check(words in done.stderr and not done.stdout, f"{command} said {done.stderr!r}")

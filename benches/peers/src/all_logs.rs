@@ -1,4 +1,4 @@
-//! A contestant whose single commands are over only when it has come to rest.
+//! A contestant whose single commands are over only when every replica's log has them and the leader is through.
 //!
 //! On the clock is then also what the proposer does not wait for: that the far follower's log has the command, and
 //! every message that this brings about. A program that serves all three replicas pays this before it takes the next
@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::Result;
-use quanta::Clock;
 
 use crate::contestant::{Applied, Command, Core, REPLICAS};
 
@@ -17,11 +16,28 @@ pub struct AllLogs<C> {
     core: C,
     name: &'static str,
     setup: &'static str,
+    /// When the logs have a command: before its proposer knows that it is decided, or after the messages of settling.
+    settles: bool,
 }
 
 impl<C: Core> AllLogs<C> {
+    /// For a core whose other messages come after the decision.
     pub fn new(core: C, name: &'static str, setup: &'static str) -> Self {
-        Self { core, name, setup }
+        Self {
+            core,
+            name,
+            setup,
+            settles: true,
+        }
+    }
+
+    /// For a core that decides nothing before both logs have it, and brings its turn to an end in
+    /// [`decide`](Core::decide).
+    pub fn at_once(core: C, name: &'static str, setup: &'static str) -> Self {
+        Self {
+            settles: false,
+            ..Self::new(core, name, setup)
+        }
     }
 }
 
@@ -38,15 +54,19 @@ impl<C: Core> Core for AllLogs<C> {
         self.core.wake()
     }
 
-    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
-        self.core.one(command, clock)?;
-        self.core.settle()?;
-        Ok(clock.raw())
+    fn decide(&mut self, command: &Command) -> Result<()> {
+        self.core.decide(command)?;
+        match self.settles {
+            true => self.core.settle(),
+            false => Ok(()),
+        }
     }
 
-    /// Nothing is left.
     fn settle(&mut self) -> Result<()> {
-        Ok(())
+        match self.settles {
+            true => Ok(()),
+            false => self.core.settle(),
+        }
     }
 
     fn pipelined(&mut self, in_flight: usize, numbers: Range<u64>) -> Result<Duration> {

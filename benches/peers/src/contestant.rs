@@ -89,9 +89,15 @@ pub trait Core {
         Ok(())
     }
 
-    /// Decides one command. Returns the reading of `clock` at the moment when its proposer knew so: until then it is
-    /// timed.
-    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64>;
+    /// Decides one command and returns when its proposer knows so.
+    fn decide(&mut self, command: &Command) -> Result<()>;
+
+    /// The same; returns the reading of `clock` at the moment when the proposer knew. Until then it is timed.
+    #[inline]
+    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+        self.decide(command)?;
+        Ok(clock.raw())
+    }
 
     /// After each `one`, off the clock: the work that the proposer did not wait for.
     fn settle(&mut self) -> Result<()>;

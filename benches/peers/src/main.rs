@@ -65,6 +65,12 @@ const CONTESTANTS: &[Contestant] = &[
         Ok(Box::new(OneThread::<RaftRs>::new()?))
     }),
     Contestant::new("openraft", 1, |_| Ok(Box::new(OpenRaft::new()?))),
+    #[cfg(feature = "mu")]
+    Contestant::new(mu::OneThread::ALL_LOGS_NAME, 1, |_| {
+        let (core, name) = (mu::OneThread::new()?, mu::OneThread::ALL_LOGS_NAME);
+        let setup = "1 thread, until the leader's turn is over";
+        Ok(Box::new(AllLogs::at_once(core, name, setup)))
+    }),
     Contestant::new(Omni::NAMES[2], 1, |_| all_logs::<Omni>()),
     Contestant::new(RaftRs::NAMES[2], 1, |_| all_logs::<RaftRs>()),
     #[cfg(feature = "mu")]

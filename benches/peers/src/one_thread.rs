@@ -78,7 +78,7 @@ impl<N: Node> Core for OneThread<N> {
         format!("1 thread, quorum first{}", N::OPTIONS)
     }
 
-    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+    fn decide(&mut self, command: &Command) -> Result<()> {
         let before = self.decided();
         self.nodes[LEADER].propose(command)?;
         self.nodes[LEADER].begin(&mut self.messages);
@@ -91,7 +91,7 @@ impl<N: Node> Core for OneThread<N> {
             self.decided() == before + 1,
             "not decided by the leader and the near follower"
         );
-        Ok(clock.raw())
+        Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {

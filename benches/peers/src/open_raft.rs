@@ -139,11 +139,11 @@ impl Core for OpenRaft {
         "1 thread, tokio current-thread, client_write".into()
     }
 
-    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+    fn decide(&mut self, command: &Command) -> Result<()> {
         self.runtime
             .block_on(self.replicas[0].raft.client_write(*command))?;
         self.decided += 1;
-        Ok(clock.raw())
+        Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {

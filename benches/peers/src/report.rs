@@ -40,8 +40,16 @@ const RATIOS: [[&str; 3]; 7] = [
     ["omnipaxos_over_mu", "omnipaxos", "mu"],
     ["raft_rs_over_mu", "raft-rs", "mu"],
     ["openraft_over_mu", "openraft", "mu"],
-    ["omnipaxos_all_logs_over_mu", "omnipaxos-all-logs", "mu"],
-    ["raft_rs_all_logs_over_mu", "raft-rs-all-logs", "mu"],
+    [
+        "omnipaxos_all_logs_over_mu_all_logs",
+        "omnipaxos-all-logs",
+        "mu-all-logs",
+    ],
+    [
+        "raft_rs_all_logs_over_mu_all_logs",
+        "raft-rs-all-logs",
+        "mu-all-logs",
+    ],
     [
         "omnipaxos_2_threads_over_mu_2_threads",
         "omnipaxos-2-threads",

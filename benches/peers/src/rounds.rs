@@ -230,11 +230,11 @@ mod tests {
             Ok(())
         }
 
-        fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+        fn decide(&mut self, command: &Command) -> Result<()> {
             let number = self.decided;
             assert_eq!(command, &Command::new(number), "commands come in order");
             self.decide(number);
-            Ok(clock.raw())
+            Ok(())
         }
 
         fn settle(&mut self) -> Result<()> {

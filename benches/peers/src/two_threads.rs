@@ -275,7 +275,7 @@ impl<N: Node> Core for TwoThreads<N> {
         self.settle()
     }
 
-    fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
+    fn decide(&mut self, command: &Command) -> Result<()> {
         let due = self.decided() + 1;
         self.leader.propose(command)?;
         self.leader.begin(&mut self.messages);
@@ -285,7 +285,7 @@ impl<N: Node> Core for TwoThreads<N> {
             self.await_reply()?;
             self.leader.begin(&mut self.messages);
             if self.decided() == due {
-                return Ok(clock.raw());
+                return Ok(());
             }
             self.leader.end(&mut self.messages);
         }

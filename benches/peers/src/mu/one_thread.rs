@@ -1,8 +1,8 @@
 //! One thread polls all three replicas.
 //!
-//! On the clock of a single command is all that the leader's engine does: the entry, the writes to *both* followers'
-//! logs, the completion that makes a majority, the leader's own applying and the answer. The followers' engines have no
-//! part in a decision; they apply off the clock.
+//! On the clock of a single command is all that the leader's engine does up to its answer: the entry, the writes to
+//! *both* followers' logs, the completion that makes a majority, the leader's own applying and the answer. The
+//! followers' engines have no part in a decision; they apply off the clock.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -29,6 +29,7 @@ pub struct OneThread {
 
 impl OneThread {
     pub const NAME: &'static str = "mu";
+    pub const ALL_LOGS_NAME: &'static str = "mu-all-logs";
 
     /// A group that has elected its leader.
     pub fn new() -> Result<Self> {
@@ -77,6 +78,20 @@ impl OneThread {
         let engine = &mut self.group.replicas[LEADER].replication;
         self.proposer.submit(engine, command)
     }
+
+    /// Hands a command over and takes turns until it is decided; `decided` is called if the first one does.
+    #[inline]
+    fn lead_with(&mut self, command: &Command, decided: impl FnMut()) -> Result<()> {
+        ensure!(self.submit(command)?, "a command was not taken");
+        self.lead(decided)?;
+        if self.proposer.decided < self.proposer.submitted {
+            // The ring is full: the followers have to apply first.
+            self.until("a decision", |group| {
+                group.proposer.decided == group.proposer.submitted
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Core for OneThread {
@@ -88,18 +103,16 @@ impl Core for OneThread {
         "1 thread; both logs and the leader's applying on the clock".into()
     }
 
+    fn decide(&mut self, command: &Command) -> Result<()> {
+        self.lead_with(command, || ())
+    }
+
+    /// The clock stops at the engine's answer, and not where its turn ends.
+    #[inline]
     fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
-        ensure!(self.submit(command)?, "a command was not taken");
         let mut knew = None;
-        self.lead(|| knew = Some(clock.raw()))?;
-        if let Some(knew) = knew {
-            return Ok(knew);
-        }
-        // The ring is full: the followers have to apply first.
-        self.until("a decision", |group| {
-            group.proposer.decided == group.proposer.submitted
-        })?;
-        Ok(clock.raw())
+        self.lead_with(command, || knew = Some(clock.raw()))?;
+        Ok(knew.unwrap_or_else(|| clock.raw()))
     }
 
     fn settle(&mut self) -> Result<()> {

@@ -179,6 +179,23 @@ impl TwoThreads {
             thread.thread().unpark();
         }
     }
+
+    /// Hands a command over and takes turns until it is decided; `decided` is called if the first one does.
+    #[inline]
+    fn lead_with(&mut self, command: &Command, decided: impl FnMut()) -> Result<()> {
+        let taken = self
+            .proposer
+            .submit(&mut self.leader.replication, command)?;
+        ensure!(taken, "a command was not taken");
+        self.lead(decided)?;
+        if self.proposer.decided < self.proposer.submitted {
+            // The ring is full: the followers have to apply first.
+            self.until("a decision", |group| {
+                group.proposer.decided == group.proposer.submitted
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for TwoThreads {
@@ -208,21 +225,16 @@ impl Core for TwoThreads {
         self.turn()
     }
 
+    fn decide(&mut self, command: &Command) -> Result<()> {
+        self.lead_with(command, || ())
+    }
+
+    /// The clock stops at the engine's answer, and not where its turn ends.
+    #[inline]
     fn one(&mut self, command: &Command, clock: &Clock) -> Result<u64> {
-        let taken = self
-            .proposer
-            .submit(&mut self.leader.replication, command)?;
-        ensure!(taken, "a command was not taken");
         let mut knew = None;
-        self.lead(|| knew = Some(clock.raw()))?;
-        if let Some(knew) = knew {
-            return Ok(knew);
-        }
-        // The ring is full: the followers have to apply first.
-        self.until("a decision", |group| {
-            group.proposer.decided == group.proposer.submitted
-        })?;
-        Ok(clock.raw())
+        self.lead_with(command, || knew = Some(clock.raw()))?;
+        Ok(knew.unwrap_or_else(|| clock.raw()))
     }
 
     fn settle(&mut self) -> Result<()> {
