@@ -312,6 +312,12 @@ impl Encoder {
         (self.len, self.count, self.finished) = (HEADER_BYTES, 0, false);
     }
 
+    /// The entry that was completed last, until something is added.
+    #[inline]
+    pub fn entry(&self) -> Option<&[u8]> {
+        self.finished.then(|| &self.bytes[..self.len + TAIL_BYTES])
+    }
+
     /// The payload of the entry that was completed last, until something is added.
     #[inline]
     pub fn payload(&self, header: &Header) -> Option<&[u8]> {

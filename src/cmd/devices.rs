@@ -100,6 +100,7 @@ struct Abilities {
     bounded_revoke: bool,
     target_cpu_free: bool,
     tells_peer_ended: bool,
+    runs_when_posted: bool,
     hostile_safe: bool,
 }
 
@@ -147,6 +148,7 @@ impl From<&Capabilities> for Abilities {
             bounded_revoke: caps.bounded_revoke,
             target_cpu_free: caps.target_cpu_free,
             tells_peer_ended: caps.tells_peer_ended,
+            runs_when_posted: caps.runs_when_posted,
             hostile_safe: caps.hostile_safe,
         }
     }

@@ -98,6 +98,7 @@ fn capabilities(backend: BackendKind, placement: Placement) -> Capabilities {
         bounded_revoke: false,
         target_cpu_free: true,
         tells_peer_ended: true,
+        runs_when_posted: true,
         hostile_safe: false,
     }
 }

@@ -218,6 +218,8 @@ pub(super) struct Lane<C: Context> {
     scan_mr: C::Mr,
     slot_bytes: usize,
     inline_max: usize,
+    /// A write takes the caller's time, and has usually been carried out when the post returns.
+    runs_when_posted: bool,
 }
 
 /// The last piece of several is signalled.
@@ -262,6 +264,7 @@ impl<C: Context> Lane<C> {
             polled: [Completion::EMPTY; POLLED],
             slot_bytes,
             inline_max: inline.unwrap_or(0).min(MAX_INLINE_ENTRY),
+            runs_when_posted: ctx.caps().runs_when_posted,
         })
     }
 
@@ -281,6 +284,12 @@ impl<C: Context> Lane<C> {
     #[inline]
     pub(super) fn takes_inline(&self, bytes: usize) -> bool {
         bytes <= self.inline_max
+    }
+
+    /// Whether a write takes the caller's time.
+    #[inline]
+    pub(super) fn runs_when_posted(&self) -> bool {
+        self.runs_when_posted
     }
 
     /// The slot of a peer: peers are numbered in the order of their queue pairs.

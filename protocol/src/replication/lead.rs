@@ -120,6 +120,30 @@ impl Follower {
         self.outstanding += 1;
     }
 
+    /// Posts what it lacks up to `end`. `last` are the bytes of the last entry, if they are at hand.
+    #[inline]
+    pub(super) fn send<C: Context>(
+        &mut self,
+        lane: &mut Lane<C>,
+        log: &Log,
+        end: Point,
+        last: Option<&[u8]>,
+        now_ns: u64,
+    ) -> Result<(), PostError> {
+        if let Some(bytes) = last
+            && self.sent + bytes.len() as u64 == end.at
+            && lane.takes_inline(bytes.len())
+            && !log.straddles(self.sent, bytes.len())
+        {
+            let place = (log.offset(self.sent), end.index);
+            lane.write_inline(self.id, self.target, place, bytes)?;
+            self.sent = end.at;
+            self.posted(now_ns);
+            return Ok(());
+        }
+        self.pump(lane, log, end, now_ns)
+    }
+
     /// Posts what it lacks up to `end`, from the log.
     #[inline(never)]
     pub(super) fn pump<C: Context>(

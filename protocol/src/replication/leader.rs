@@ -184,9 +184,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// Appends the encoder's contents as an entry and posts it to the confirmed followers.
+    /// Appends the encoder's contents as an entry and posts it to the confirmed followers. Where who posts carries the
+    /// write out, commands go to as many voters as a majority needs; the others get them in
+    /// [`complete`](Self::complete), behind the answer.
     #[inline]
     pub(super) fn append(&mut self, kind: Kind, now_ns: u64) {
+        let mut first = match self.lane.runs_when_posted() && kind == Kind::Commands {
+            true => self.quorum() - 1,
+            false => usize::MAX,
+        };
         let Self {
             lead,
             lane,
@@ -220,29 +226,22 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         shared.own_log_written();
         lead.end = lead.end.after(&header);
         (lead.appended_ns, lead.full_ns) = (now_ns, None);
-        let inline = lane.takes_inline(bytes.len()) && !log.straddles(at, bytes.len());
-        let place = (log.offset(at), index);
         for follower in &mut lead.followers {
             if follower.stage != Stage::Confirmed {
                 continue;
             }
-            let posted = if inline && follower.sent == at {
-                let posted = lane.write_inline(follower.id, follower.target, place, bytes);
-                if posted.is_ok() {
-                    follower.sent = lead.end.at;
-                    follower.posted(now_ns);
-                }
-                posted
-            } else {
-                follower.pump(lane, log, lead.end, now_ns)
-            };
             follower.told = follower.told.max(commit);
+            if first == 0 {
+                continue;
+            }
+            let posted = follower.send(lane, log, lead.end, Some(bytes), now_ns);
+            first -= usize::from(follower.voter && posted.is_ok());
             note(follower, posted, counters, shared, *zoo);
         }
         lead.fresh = Some(header);
     }
 
-    /// Looks at completions, and sends on what did not fit before.
+    /// Looks at completions, and sends on what was left for later.
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
         let mut any = false;
@@ -262,8 +261,21 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
             if self.lead.phase == Phase::Leading {
                 self.decide(each);
+                if self.lane.runs_when_posted() {
+                    self.send_on(now_ns);
+                }
             }
         }
+        self.send_on(now_ns);
+        if self.zoo.has(Bug::AbortOnFullQueue) && self.lead.followers.iter().any(|f| f.overflowed) {
+            self.resign(each);
+        }
+        any
+    }
+
+    /// Posts to the confirmed followers what they lack.
+    #[inline]
+    fn send_on(&mut self, now_ns: u64) {
         let Self {
             lead,
             lane,
@@ -273,16 +285,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             zoo,
             ..
         } = self;
+        // The encoder has the last entry until something is submitted, if this leader appended it.
+        let is_last = |fresh: &Header| fresh.index == lead.end.index;
+        let last = match lead.fresh.as_ref().is_some_and(is_last) {
+            true => lead.encoder.entry(),
+            false => None,
+        };
         for follower in lead.followers.iter_mut() {
             if follower.stage == Stage::Confirmed && follower.sent < lead.end.at {
-                let posted = follower.pump(lane, log, lead.end, now_ns);
+                let posted = follower.send(lane, log, lead.end, last, now_ns);
                 note(follower, posted, counters, shared, *zoo);
             }
         }
-        if self.zoo.has(Bug::AbortOnFullQueue) && self.lead.followers.iter().any(|f| f.overflowed) {
-            self.resign(each);
-        }
-        any
     }
 
     /// One completion. Breaks if the leadership ended over it.

@@ -169,6 +169,7 @@ impl Profile {
             bounded_revoke: true,
             target_cpu_free: true,
             tells_peer_ended: self.tells_peer_ended,
+            runs_when_posted: self.synchronous,
             hostile_safe: true,
         }
     }

@@ -84,6 +84,7 @@ pub(super) fn probe(
         bounded_revoke: true,
         target_cpu_free: !software,
         tells_peer_ended: false,
+        runs_when_posted: false,
         hostile_safe: true,
         driver,
     };
