@@ -1,5 +1,7 @@
 //! The bare write of a group: the same bytes to the same number of peers on the same backend, with nothing around it.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result, bail};
 use mu_verbs::{
     Access, Completion, CompletionQueue, Context, Endpoint, MemoryRegion, Modify, Payload,
@@ -40,6 +42,15 @@ impl<C: Context> Target<C> {
         end.connect(decode(&theirs.endpoint)?, RtsAttr::default())?;
         Ok(Self(end))
     }
+}
+
+/// What is posted before the completions of a majority are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Posted {
+    /// All that there is to post.
+    AllFirst,
+    /// As many as a majority needs; the others behind it.
+    MajorityFirst,
 }
 
 /// The writer's end.
@@ -131,10 +142,26 @@ impl<C: Context> Lane<C> {
         &mut self,
         bytes: &[u8],
         stride: usize,
+        posted: Posted,
         reached: impl FnOnce(),
     ) -> Result<()> {
         let at = self.next(bytes.len(), stride);
-        for (qp, remote) in &mut self.qps {
+        let all = self.qps.len();
+        let first = match posted {
+            Posted::AllFirst => all,
+            Posted::MajorityFirst => self.others,
+        };
+        self.post(0..first, at, bytes)?;
+        self.reap(self.others)?;
+        reached();
+        self.post(first..all, at, bytes)?;
+        self.reap(all - self.others)
+    }
+
+    /// Posts a write of `bytes` to these peers.
+    #[inline]
+    fn post(&mut self, peers: Range<usize>, at: usize, bytes: &[u8]) -> Result<()> {
+        for (qp, remote) in &mut self.qps[peers] {
             let remote = RemoteAddr {
                 addr: remote.addr + at as u64,
                 ..*remote
@@ -155,9 +182,7 @@ impl<C: Context> Lane<C> {
                 flags: SendFlags::SIGNALED,
             })?;
         }
-        self.reap(self.others)?;
-        reached();
-        self.reap(self.qps.len() - self.others)
+        Ok(())
     }
 
     /// Writes `bytes` of the region to all peers, again and again, at most `window` at once, `count` times; every one

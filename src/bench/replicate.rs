@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::bench::backend::Pair;
 use crate::bench::group::{self, Leading, with_group};
+use crate::bench::raw::Posted;
 use crate::bench::spin::LIMIT;
 use crate::bench::stats::{Clock, Percentiles, Recorder};
 
@@ -32,6 +33,9 @@ pub(crate) struct Found {
     /// The bare write of as many bytes as the command has, to a majority.
     pub(crate) raw: Percentiles,
     pub(crate) ratio_p50: f64,
+    /// The bare write of the command's bytes, posted to the others only behind the majority, as mu does where who posts
+    /// carries the write out.
+    pub(crate) raw_majority_first: Percentiles,
     /// Bytes of the entry that carries a command of this size.
     pub(crate) entry_bytes: usize,
     /// The bare write of as many bytes as the entry has.
@@ -71,6 +75,7 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
     let padded = vec![7; entry_bytes];
     let (mut latency, mut raw, mut raw_entry) =
         (Recorder::new()?, Recorder::new()?, Recorder::new()?);
+    let mut raw_majority_first = Recorder::new()?;
     let count = if plan.dead_follower {
         plan.count / HALVES
     } else {
@@ -78,11 +83,14 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
     };
     for round in 0..WARM_UP + count {
         let replicated = one(leading, &clock, &command)?;
-        let bare = bare(leading, &clock, &command, entry_bytes)?;
-        let bare_entry = self::bare(leading, &clock, &padded, entry_bytes)?;
+        let mut bare = |bytes, posted| self::bare(leading, &clock, bytes, entry_bytes, posted);
+        let bare_all = bare(&command, Posted::AllFirst)?;
+        let bare_entry = bare(&padded, Posted::AllFirst)?;
+        let bare_majority = bare(&command, Posted::MajorityFirst)?;
         if round >= WARM_UP {
             latency.record(replicated);
-            raw.record(bare);
+            raw.record(bare_all);
+            raw_majority_first.record(bare_majority);
             raw_entry.record(bare_entry);
         }
     }
@@ -94,7 +102,7 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
         let mut dead = Recorder::new()?;
         for round in 0..WARM_UP + count {
             let replicated = one(leading, &clock, &command)?;
-            bare(leading, &clock, &command, entry_bytes)?;
+            bare(leading, &clock, &command, entry_bytes, Posted::AllFirst)?;
             if round >= WARM_UP {
                 dead.record(replicated);
             }
@@ -119,6 +127,7 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
         ratio_p50: ratio(latency, raw),
         entry_bytes,
         raw_entry: raw_entry.percentiles(),
+        raw_majority_first: raw_majority_first.percentiles(),
         log_wraps: applied.at / plan.group.ring_bytes as u64,
         decided: leading.engine.commit(),
         applied: rests
@@ -191,12 +200,13 @@ fn bare<C: Context>(
     clock: &Clock,
     bytes: &[u8],
     stride: usize,
+    posted: Posted,
 ) -> Result<u64> {
     settle();
     let start = clock.now();
     let mut ns = 0;
     leading
         .raw
-        .write(bytes, stride, || ns = clock.since(start))?;
+        .write(bytes, stride, posted, || ns = clock.since(start))?;
     Ok(ns)
 }

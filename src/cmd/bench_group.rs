@@ -189,6 +189,10 @@ fn replicate_over<C: Context>(pairs: &[Pair<C>], args: &Replicate) -> Result<Sta
         &format!("bare write of {} B, the entry's size", found.entry_bytes),
         found.raw_entry,
     ));
+    rows.push(percentiles(
+        &format!("bare write of {} B, the others behind it", common.size),
+        found.raw_majority_first,
+    ));
     if let Some(dead) = found.with_dead_follower {
         rows.push(percentiles("replicated, one follower dead", dead));
     }

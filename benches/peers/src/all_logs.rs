@@ -16,7 +16,7 @@ pub struct AllLogs<C> {
     core: C,
     name: &'static str,
     setup: &'static str,
-    /// When the logs have a command: before its proposer knows that it is decided, or after the messages of settling.
+    /// The other log has a command after the messages of settling only.
     settles: bool,
 }
 
@@ -31,8 +31,7 @@ impl<C: Core> AllLogs<C> {
         }
     }
 
-    /// For a core that decides nothing before both logs have it, and brings its turn to an end in
-    /// [`decide`](Core::decide).
+    /// For a core that writes both logs, and brings its turn to an end, in [`decide`](Core::decide).
     pub fn at_once(core: C, name: &'static str, setup: &'static str) -> Self {
         Self {
             settles: false,

@@ -68,7 +68,8 @@ const CONTESTANTS: &[Contestant] = &[
     #[cfg(feature = "mu")]
     Contestant::new(mu::OneThread::ALL_LOGS_NAME, 1, |_| {
         let (core, name) = (mu::OneThread::new()?, mu::OneThread::ALL_LOGS_NAME);
-        let setup = "1 thread, until the leader's turn is over";
+        let setup =
+            "1 thread; both logs, the leader's applying and the end of its turn on the clock";
         Ok(Box::new(AllLogs::at_once(core, name, setup)))
     }),
     Contestant::new(Omni::NAMES[2], 1, |_| all_logs::<Omni>()),

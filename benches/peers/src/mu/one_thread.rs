@@ -1,8 +1,9 @@
 //! One thread polls all three replicas.
 //!
-//! On the clock of a single command is all that the leader's engine does up to its answer: the entry, the writes to
-//! *both* followers' logs, the completion that makes a majority, the leader's own applying and the answer. The
-//! followers' engines have no part in a decision; they apply off the clock.
+//! On the clock of a single command is all that the leader's engine does up to its answer: the entry, the write to the
+//! log of the follower that makes a majority, its completion, the leader's own applying and the answer. The write to
+//! the other follower's log comes after the answer, in the same turn. The followers' engines have no part in a
+//! decision; they apply off the clock.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -100,7 +101,7 @@ impl Core for OneThread {
     }
 
     fn setup(&self) -> String {
-        "1 thread; both logs and the leader's applying on the clock".into()
+        "1 thread, quorum first; the leader's applying on the clock".into()
     }
 
     fn decide(&mut self, command: &Command) -> Result<()> {

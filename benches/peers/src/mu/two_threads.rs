@@ -215,7 +215,7 @@ impl Core for TwoThreads {
 
     fn setup(&self) -> String {
         format!(
-            "2 threads: leader / followers, which look every {} us; both logs and the leader's applying on the clock",
+            "2 threads: leader / followers, which look every {} us; quorum first; the leader's applying on the clock",
             LOOK.as_micros()
         )
     }
