@@ -285,12 +285,13 @@ impl Device {
                 "also",
                 format!(
                     "re-registration {}, windows {}, bounded revocation {}, target CPU free {}, \
-                     a peer's end is told {}, hostile peers safe {}",
+                     a peer's end is told {}, runs when posted {}, hostile peers safe {}",
                     yes_no(a.rereg_mr),
                     yes_no(a.memory_windows),
                     yes_no(a.bounded_revoke),
                     yes_no(a.target_cpu_free),
                     yes_no(a.tells_peer_ended),
+                    yes_no(a.runs_when_posted),
                     yes_no(a.hostile_safe)
                 ),
             );

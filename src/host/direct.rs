@@ -1,8 +1,9 @@
 //! Direct mode: the application's own thread replicates, with the background thread beside it.
 //!
-//! This is the shortest path there is: [`Direct::propose`] encodes the command, posts one write to each follower, looks
-//! for their completions, applies and returns, all in the caller. It allocates nothing. The price is that the caller
-//! has to [`poll`](Direct::poll) when it has nothing to propose, at least every quarter of
+//! This is the shortest path there is: [`Direct::propose`] encodes the command, posts one write to each follower,
+//! looks for their completions, applies and returns, all in the caller; where a post is the caller's own work, the
+//! writes that the answer does not need come behind it. It allocates nothing. The price is that the caller has to
+//! [`poll`](Direct::poll) when it has nothing to propose, at least every quarter of
 //! [`stuck_ns`](mu_protocol::settings::Settings::stuck_ns): peers take a replica that does not for dead.
 
 use std::os::fd::BorrowedFd;

@@ -18,7 +18,7 @@ const DIGITS: u8 = 2;
 pub enum Stage {
     /// From the caller to the replication thread (handover mode only).
     Submit = 0,
-    /// Until the entry is in the own log and its writes are posted. In software that is also when they are done.
+    /// Until the entry is in the own log and its writes are posted. In software that is the whole turn.
     Post = 1,
     /// From there until a majority has it and it is applied.
     Quorum = 2,

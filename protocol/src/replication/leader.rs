@@ -189,10 +189,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// [`complete`](Self::complete), behind the answer.
     #[inline]
     pub(super) fn append(&mut self, kind: Kind, now_ns: u64) {
-        let mut first = match self.lane.runs_when_posted() && kind == Kind::Commands {
-            true => self.quorum() - 1,
-            false => usize::MAX,
-        };
+        let puts_off = self.lane.runs_when_posted() && kind == Kind::Commands;
+        let mut first = self.quorum() - 1;
         let Self {
             lead,
             lane,
@@ -231,11 +229,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 continue;
             }
             follower.told = follower.told.max(commit);
-            if first == 0 {
+            if puts_off && (first == 0 || !follower.voter) {
                 continue;
             }
             let posted = follower.send(lane, log, lead.end, Some(bytes), now_ns);
-            first -= usize::from(follower.voter && posted.is_ok());
+            first = first.saturating_sub(usize::from(posted.is_ok()));
             note(follower, posted, counters, shared, *zoo);
         }
         lead.fresh = Some(header);
@@ -244,38 +242,56 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Looks at completions, and sends on what was left for later.
     #[inline]
     fn complete(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        let mut any = false;
         // First as many as a majority may need, so that nobody waits for the others.
-        for limit in [(self.quorum() - 1).max(1), POLLED] {
-            let n = self.lane.poll(limit);
-            any |= n != 0;
-            for place in 0..n {
-                if let Some(done) = self.lane.done(place)
-                    && self.completed(done, now_ns, each).is_break()
-                {
-                    return true;
-                }
-            }
-            if n < limit {
-                break;
-            }
-            if self.lead.phase == Phase::Leading {
-                self.decide(each);
-                if self.lane.runs_when_posted() {
-                    self.send_on(now_ns);
-                }
-            }
+        let majority = (self.quorum() - 1).max(1);
+        let ControlFlow::Continue(first) = self.take(majority, now_ns, each) else {
+            return true;
+        };
+        let mut more = first == majority;
+        if more && self.lead.phase == Phase::Leading {
+            self.decide(each);
+        }
+        if self.lane.runs_when_posted() {
+            more |= self.send_on(now_ns);
+        }
+        let mut rest = 0;
+        if more {
+            let ControlFlow::Continue(n) = self.take(POLLED, now_ns, each) else {
+                return true;
+            };
+            rest = n;
         }
         self.send_on(now_ns);
         if self.zoo.has(Bug::AbortOnFullQueue) && self.lead.followers.iter().any(|f| f.overflowed) {
             self.resign(each);
         }
-        any
+        first + rest != 0
     }
 
-    /// Posts to the confirmed followers what they lack.
+    /// Takes completions in, at most `limit`; how many there were. Breaks if the leadership ended over one.
     #[inline]
-    fn send_on(&mut self, now_ns: u64) {
+    fn take(
+        &mut self,
+        limit: usize,
+        now_ns: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) -> ControlFlow<(), usize> {
+        let n = self.lane.poll(limit);
+        for place in 0..n {
+            if let Some(done) = self.lane.done(place) {
+                self.completed(done, now_ns, each)?;
+            }
+        }
+        ControlFlow::Continue(n)
+    }
+
+    /// Posts to the confirmed followers what they lack; whether anything was posted.
+    #[inline]
+    fn send_on(&mut self, now_ns: u64) -> bool {
+        // A leader that is none any more, for what it applied just now, has let the links go.
+        if self.lead.phase != Phase::Leading {
+            return false;
+        }
         let Self {
             lead,
             lane,
@@ -286,17 +302,21 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             ..
         } = self;
         // The encoder has the last entry until something is submitted, if this leader appended it.
-        let is_last = |fresh: &Header| fresh.index == lead.end.index;
+        let end = (lead.end.index, lead.end.epoch);
+        let is_last = |fresh: &Header| (fresh.index, fresh.epoch) == end;
         let last = match lead.fresh.as_ref().is_some_and(is_last) {
             true => lead.encoder.entry(),
             false => None,
         };
+        let mut any = false;
         for follower in lead.followers.iter_mut() {
             if follower.stage == Stage::Confirmed && follower.sent < lead.end.at {
                 let posted = follower.send(lane, log, lead.end, last, now_ns);
+                any |= posted.is_ok();
                 note(follower, posted, counters, shared, *zoo);
             }
         }
+        any
     }
 
     /// One completion. Breaks if the leadership ended over it.

@@ -5,7 +5,8 @@ mod review;
 
 use group::{Group, id, is};
 use mu_protocol::layout::Role;
-use mu_protocol::replication::{ReadOutcome, Refused};
+use mu_protocol::log::Source;
+use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
 
 #[test]
 fn a_group_of_any_size_replicates_in_order() {
@@ -22,6 +23,70 @@ fn a_group_of_any_size_replicates_in_order() {
         }
         group.settle();
         assert_eq!(group.node(n - 1).replica.replication.app().0.len(), 50);
+    }
+}
+
+/// How many followers' logs have the entry at `at` with number `index`: when a command is answered, and when that turn
+/// of the leader's is over.
+fn spread(group: &mut Group, leader: usize, followers: &[usize]) -> (usize, usize) {
+    let now_ns = group.now_ns;
+    let logs: Vec<_> = followers
+        .iter()
+        .map(|&n| group.node(n).replica.replication.log().clone())
+        .collect();
+    let replication = &mut group.node(leader).replica.replication;
+    // What the chores posted last is done with.
+    replication.poll(now_ns, |_| {});
+    let (point, mut answered) = (replication.applied(), None);
+    let have = || {
+        logs.iter()
+            .filter(|log| log.load(point.at) == point.index + 1)
+            .count()
+    };
+    replication.submit(0, 0, &[7; 64]).expect("it leads");
+    replication.poll(now_ns, |event| {
+        if let Event::Command { outcome, .. } = event {
+            assert!(matches!(outcome, Outcome::Decided { .. }), "{outcome:?}");
+            answered = Some(have());
+        }
+    });
+    (answered.expect("an answer in the same turn"), have())
+}
+
+#[test]
+fn a_majority_has_a_command_before_its_answer_and_all_have_it_when_the_turn_is_over() {
+    for n in [2, 3, 5, 9] {
+        let mut group = Group::new(n, |_| {});
+        let leader = group.elect();
+        group.propose(leader, 0, 0, b"first").expect("decided");
+        group.settle();
+        let all =
+            |group: &mut Group| group.node(leader).replica.replication.followers().count() + 1 == n;
+        group.until("all are confirmed", 100_000, all);
+        let followers: Vec<_> = (0..n).filter(|other| *other != leader).collect();
+        assert_eq!(
+            spread(&mut group, leader, &followers),
+            (n / 2, n - 1),
+            "{n} replicas"
+        );
+        group.settle();
+    }
+}
+
+#[test]
+fn a_dead_follower_that_is_first_in_line_puts_no_answer_off() {
+    for n in [3, 5] {
+        let mut group = Group::new(n, |_| {});
+        let leader = group.elect();
+        group.propose(leader, 0, 0, b"first").expect("decided");
+        group.settle();
+        let mut followers: Vec<_> = (0..n).filter(|other| *other != leader).collect();
+        group.kill(followers.remove(0));
+        assert_eq!(
+            spread(&mut group, leader, &followers).1,
+            n - 2,
+            "{n} replicas"
+        );
     }
 }
 
