@@ -120,6 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         None => {
             let dir = tempfile::Builder::new().prefix("mu-redis-").tempdir();
             let dir = dir.context("a temporary folder")?;
+            check::folder(dir.path()).map_err(|error| misuse(error.to_string()))?;
             (dir.path().to_owned(), Some(dir))
         }
     };

@@ -216,7 +216,7 @@ fn is_pattern(path: &Path) -> bool {
 pub(crate) fn folder(path: &Path) -> Result<()> {
     if is_pattern(path) {
         bail!(
-            "--dir {}: redis-server takes this for a pattern: expected a path without any of * ? [",
+            "the server's folder {}: redis-server takes this for a pattern: give --dir a path without any of * ? [",
             path.display()
         );
     }
