@@ -69,7 +69,7 @@ typedef struct mu_command {
   uint64_t time_ns;
   // The client; 0 without a session.
   uint64_t client;
-  // The client's number of it.
+  // The client's number of it; 0 without a session.
   uint64_t sequence;
   // Its bytes, good until the callback returns.
   const uint8_t *data;

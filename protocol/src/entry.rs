@@ -5,8 +5,8 @@
 //! An entry is written in ascending order of its words, each with Release, by the leader itself or by the device that
 //! carries its bytes. A reader loads the header's words and then the tail with Acquire: where the device places a whole
 //! message in order, a tail that fits means that everything before it is there. Elsewhere the payload's checksum
-//! decides. The header check and the tail depend on index and epoch, so bytes of an earlier lap or of another leader do
-//! not fit.
+//! decides. The header check depends on index and epoch, and the tail on the epoch of the entry before as well: bytes
+//! of an earlier lap, of another leader or behind another entry do not fit.
 
 use mu_verbs::WORD;
 
@@ -14,15 +14,21 @@ use crate::check::mix;
 use crate::ids::{Epoch, ReplicaId};
 
 /// Words of the header.
-pub const HEADER_WORDS: usize = 8;
+pub const HEADER_WORDS: usize = 6;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = HEADER_WORDS * WORD;
 /// Bytes of the tail.
 pub const TAIL_BYTES: usize = WORD;
 /// Bytes of an entry around its payload.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + TAIL_BYTES;
-/// Bytes of a command's frame before its bytes.
-pub const FRAME_BYTES: usize = 24;
+/// Bytes of a command's frame before its bytes, if it has no session.
+pub const FRAME_BYTES: usize = WORD;
+/// Bytes of a frame with a session.
+pub const SESSION_FRAME_BYTES: usize = 3 * WORD;
+/// A frame's first word: its command's length, and whether client and sequence follow.
+const HAS_SESSION: u64 = 1 << 32;
+/// A lag of the commit index that does not fit: it is not told.
+const NO_COMMIT: u32 = u32::MAX;
 
 /// What an entry carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub struct Header {
     pub index: u64,
     /// The leader that created it.
     pub epoch: Epoch,
-    /// The epoch of the entry before it.
+    /// The epoch of the entry before it. The tail has it.
     pub previous: Epoch,
     /// What that leader knew to be decided.
     pub commit: u64,
@@ -74,24 +80,19 @@ impl Header {
             | u64::from(self.count) << 32
             | (self.kind as u64) << 48
             | flags << 56;
-        let words = [
-            self.index,
-            self.epoch.0,
-            self.previous.0,
-            self.commit,
-            self.time_ns,
-            meta,
-            self.crc.unwrap_or(0).into(),
-        ];
-        let [a, b, c, d, e, f, g] = words;
-        [a, b, c, d, e, f, g, mix(words)]
+        let lag = u32::try_from(self.index.saturating_sub(self.commit)).unwrap_or(NO_COMMIT);
+        let known = u64::from(lag) | u64::from(self.crc.unwrap_or(0)) << 32;
+        let words = [self.index, self.epoch.0, self.time_ns, meta, known];
+        let [a, b, c, d, e] = words;
+        [a, b, c, d, e, mix(words)]
     }
 
-    /// Decodes a header that was copied into private memory. `None` if it is torn, stale or nonsense.
+    /// Decodes a header that was copied into private memory. `None` if it is torn, stale or nonsense. What the tail
+    /// says, the epoch of the entry before, is not known yet.
     #[inline]
     pub fn from_words(words: [u64; HEADER_WORDS]) -> Option<Self> {
-        let [index, epoch, previous, commit, time_ns, meta, crc, check] = words;
-        if mix([index, epoch, previous, commit, time_ns, meta, crc]) != check {
+        let [index, epoch, time_ns, meta, known, check] = words;
+        if mix([index, epoch, time_ns, meta, known]) != check {
             return None;
         }
         let kind = match (meta >> 48) as u8 {
@@ -100,16 +101,20 @@ impl Header {
             3 => Kind::Admit,
             _ => return None,
         };
+        let commit = match known as u32 {
+            NO_COMMIT => 0,
+            lag => index.checked_sub(lag.into())?,
+        };
         Some(Self {
             index,
             epoch: Epoch(epoch),
-            previous: Epoch(previous),
+            previous: Epoch::NONE,
             commit,
             time_ns,
             len: meta as u32,
             count: (meta >> 32) as u16,
             kind,
-            crc: (meta >> 56 & 1 == 1).then_some(crc as u32),
+            crc: (meta >> 56 & 1 == 1).then_some((known >> 32) as u32),
         })
     }
 }
@@ -120,10 +125,18 @@ pub const fn size(len: usize) -> usize {
     OVERHEAD_BYTES + len.next_multiple_of(WORD)
 }
 
-/// The tail that belongs to a header check.
+/// The tail that belongs to a header check and the epoch of the entry before.
 #[inline]
-pub const fn tail(check: u64) -> u64 {
-    !check
+pub const fn tail(check: u64, previous: Epoch) -> u64 {
+    !check ^ previous.0
+}
+
+/// The epoch of the entry before, by a tail that belongs to a header check and its epoch. `None` if there can be none:
+/// the tail is torn or stale.
+#[inline]
+pub fn previous(tail: u64, check: u64, epoch: Epoch) -> Option<Epoch> {
+    let previous = Epoch(!check ^ tail);
+    (previous <= epoch).then_some(previous)
 }
 
 /// One command in an entry.
@@ -131,10 +144,22 @@ pub const fn tail(check: u64) -> u64 {
 pub struct Frame<'a> {
     /// The client's number; 0 is no session.
     pub client: u64,
-    /// The client's number of this command.
+    /// The client's number of this command. Not kept without a session.
     pub sequence: u64,
     /// The command.
     pub bytes: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Bytes before the command.
+    #[inline]
+    const fn head_bytes(&self) -> usize {
+        if self.client == 0 {
+            FRAME_BYTES
+        } else {
+            SESSION_FRAME_BYTES
+        }
+    }
 }
 
 /// The commands of a payload in private memory, one after the other.
@@ -165,10 +190,20 @@ impl<'a> Iterator for Frames<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
         let frame = (|| {
-            let (head, rest) = self.rest.split_first_chunk::<FRAME_BYTES>()?;
-            let word = |at: usize| head[at..at + WORD].try_into().map(u64::from_le_bytes).ok();
-            let (client, sequence, len) = (word(0)?, word(8)?, word(16)?);
-            let len = usize::try_from(len).ok()?;
+            let (head, rest) = self.rest.split_first_chunk()?;
+            let head = u64::from_le_bytes(*head);
+            let (client, sequence, rest) = match head & !u64::from(u32::MAX) {
+                0 => (0, 0, rest),
+                HAS_SESSION => {
+                    let (client, rest) = rest.split_first_chunk()?;
+                    let (sequence, rest) = rest.split_first_chunk()?;
+                    let [client, sequence] =
+                        [client, sequence].map(|word| u64::from_le_bytes(*word));
+                    (client, sequence, rest)
+                }
+                _ => return None,
+            };
+            let len = head as u32 as usize;
             let bytes = rest.get(..len)?;
             self.rest = rest.get(len.checked_next_multiple_of(WORD)?..)?;
             Some(Frame {
@@ -249,13 +284,14 @@ impl Encoder {
             (self.len, self.count)
         };
         let len = frame.bytes.len();
-        let padded = len.next_multiple_of(WORD);
-        let end = at + FRAME_BYTES + padded;
+        let head_bytes = frame.head_bytes();
+        let end = at + head_bytes + len.next_multiple_of(WORD);
         if end + TAIL_BYTES > self.bytes.len() || usize::from(count) >= crate::limits::MAX_BATCH {
             return false;
         }
-        let (head, body) = self.bytes[at..end].split_at_mut(FRAME_BYTES);
-        let words = [frame.client, frame.sequence, len as u64];
+        let (head, body) = self.bytes[at..end].split_at_mut(head_bytes);
+        let has_session = if frame.client == 0 { 0 } else { HAS_SESSION };
+        let words = [len as u64 | has_session, frame.client, frame.sequence];
         for (word, place) in words.iter().zip(head.as_chunks_mut::<WORD>().0) {
             *place = word.to_le_bytes();
         }
@@ -294,7 +330,8 @@ impl Encoder {
             *place = word.to_le_bytes();
         }
         let end = len + TAIL_BYTES;
-        self.bytes[len..end].copy_from_slice(&tail(words[HEADER_WORDS - 1]).to_le_bytes());
+        let tail = tail(words[HEADER_WORDS - 1], header.previous);
+        self.bytes[len..end].copy_from_slice(&tail.to_le_bytes());
         (header, &self.bytes[..end])
     }
 
@@ -372,9 +409,11 @@ mod tests {
             .chunks(8)
             .map(|word| u64::from_le_bytes(word.try_into().expect("a word")))
             .collect();
-        let read = Header::from_words(words[..8].try_into().expect("a header")).expect("complete");
+        let (first, check) = (&words[..HEADER_WORDS], words[HEADER_WORDS - 1]);
+        let mut read = Header::from_words(first.try_into().expect("a header")).expect("complete");
+        let last = words.last().expect("a tail");
+        read.previous = previous(*last, check, read.epoch).expect("an epoch before");
         assert_eq!(read, header);
-        assert_eq!(words.last().copied(), Some(tail(words[7])));
         let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.len as usize];
         assert_eq!(header.crc, Some(crc32c::crc32c(payload)));
         let frames: Vec<_> = Frames::new(payload, header.count)
@@ -394,14 +433,14 @@ mod tests {
             sequence: 1,
             bytes,
         };
-        let mut encoder = Encoder::new(OVERHEAD_BYTES + FRAME_BYTES + 16);
+        let mut encoder = Encoder::new(OVERHEAD_BYTES + SESSION_FRAME_BYTES + 16);
         assert!(!encoder.push(frame(&[1; 17])), "a word too long");
         assert!(encoder.push(frame(&[2; 9])));
         assert!(!encoder.push(frame(&[])), "no room for another");
         let (header, bytes) = encoder.finish(header(), false);
         assert_eq!((header.count, header.len), (1, 40));
         let padded = [[2; 9].as_slice(), &[0; 7]].concat();
-        assert_eq!(bytes[HEADER_BYTES + FRAME_BYTES..][..16], padded);
+        assert_eq!(bytes[HEADER_BYTES + SESSION_FRAME_BYTES..][..16], padded);
         assert!(encoder.push(frame(&[3; 16])), "the next entry");
         assert_eq!(encoder.count(), 1);
 
@@ -427,13 +466,101 @@ mod tests {
 
     #[test]
     fn frames_that_lie_about_their_length_end_the_walk() {
+        // A session's frame of 24 bytes, and as many of a command.
         let mut payload = vec![0; 48];
-        payload[16] = 25;
+        payload[4] = 1;
+        payload[0] = 25;
         let walked: Vec<_> = Frames::new(&payload, 2).collect();
         assert_eq!(walked, [Err(BadFrame)]);
-        payload[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert_eq!(Frames::new(&payload, 2).next(), Some(Err(BadFrame)));
-        assert_eq!(Frames::new(&[0; 23], 1).next(), Some(Err(BadFrame)));
+        payload[0] = 24;
+        assert!(
+            matches!(Frames::new(&payload, 1).next(), Some(Ok(frame)) if frame.bytes.len() == 24)
+        );
+        for bad in [u64::MAX, u32::MAX.into(), 2 << 32, 1 << 63] {
+            payload[..8].copy_from_slice(&bad.to_le_bytes());
+            assert_eq!(
+                Frames::new(&payload, 2).next(),
+                Some(Err(BadFrame)),
+                "{bad:#x}"
+            );
+        }
+        for short in [7, 8, 15, 23] {
+            let mut payload = vec![0; short];
+            if let Some(flag) = payload.get_mut(4) {
+                *flag = 1;
+            }
+            let sound = Frames::new(&payload, 1).next();
+            assert_eq!(sound, Some(Err(BadFrame)), "{short} bytes");
+        }
         assert_eq!(Frames::new(&[], 0).next(), None);
+    }
+
+    #[test]
+    fn a_frame_without_a_session_is_a_word() {
+        let mut encoder = Encoder::new(4096);
+        for sequence in [0, 9] {
+            let bytes = &[5; 64];
+            assert!(encoder.push(Frame {
+                client: 0,
+                sequence,
+                bytes
+            }));
+        }
+        let (header, bytes) = encoder.finish(header(), true);
+        assert_eq!(bytes.len(), OVERHEAD_BYTES + 2 * (FRAME_BYTES + 64));
+        let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.len as usize];
+        for frame in Frames::new(payload, header.count) {
+            let frame = frame.expect("sound");
+            assert_eq!(
+                (frame.client, frame.sequence, frame.bytes),
+                (0, 0, &[5; 64][..])
+            );
+        }
+    }
+
+    #[test]
+    fn a_commit_index_too_far_back_is_not_told() {
+        for (index, commit, told) in [
+            (9, 8, 8),
+            (9, 9, 9),
+            (1 << 40, (1 << 40) - 0xffff_fffe, (1 << 40) - 0xffff_fffe),
+            (1 << 40, (1 << 40) - 0xffff_ffff, 0),
+            (1 << 40, 7, 0),
+        ] {
+            let words = Header {
+                index,
+                commit,
+                ..header()
+            }
+            .to_words();
+            let read = Header::from_words(words).expect("complete");
+            assert_eq!(read.commit, told, "{commit} at {index}");
+        }
+        // One that lies before the log begins, with a check that fits.
+        let words = [3, 0x10, 0, 2 << 48, 4];
+        let [a, b, c, d, e] = words;
+        assert_eq!(Header::from_words([a, b, c, d, e, mix(words)]), None);
+    }
+
+    #[test]
+    fn a_tail_tells_the_epoch_before_or_that_it_is_torn() {
+        let words = header().to_words();
+        let (check, epoch) = (words[HEADER_WORDS - 1], header().epoch);
+        let sound = tail(check, header().previous);
+        assert_eq!(previous(sound, check, epoch), Some(header().previous));
+        assert_eq!(
+            previous(tail(check, Epoch(0x31)), check, epoch),
+            None,
+            "later than its own"
+        );
+        for stale in [
+            0,
+            u64::MAX,
+            check,
+            sound.rotate_left(8),
+            tail(check ^ 1 << 40, epoch),
+        ] {
+            assert_eq!(previous(stale, check, epoch), None, "{stale:#x}");
+        }
     }
 }

@@ -51,6 +51,10 @@ const _: () = {
         MAX_ENTRY_BYTES <= u32::MAX as usize / 2,
         "a length fits its field"
     );
+    assert!(
+        MAX_RING_BYTES / crate::entry::OVERHEAD_BYTES < u32::MAX as usize,
+        "the lag of a commit index, which is at most a ring of entries, fits its field"
+    );
     assert!(MAX_PENDING >= MAX_BATCH);
     assert!(MAX_RING_BYTES > 4 * MAX_ENTRY_BYTES);
 };

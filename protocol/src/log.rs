@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use mu_verbs::{Memory, WORD};
 
-use crate::entry::{HEADER_BYTES, HEADER_WORDS, Header, TAIL_BYTES, tail};
+use crate::entry::{HEADER_BYTES, HEADER_WORDS, Header, TAIL_BYTES, previous};
 use crate::ids::Epoch;
 use crate::limits::LOG_HEADER_BYTES;
 use crate::zoo::{Bug, Zoo};
@@ -62,26 +62,35 @@ pub fn look<Z: Zoo>(
     max_bytes: usize,
     zoo: Z,
 ) -> Option<Header> {
-    let index = point.index + 1;
-    if source.load(point.at) != index && !zoo.has(Bug::IgnoreIndex) {
+    let header = look_at(source, point.at, point.index + 1, max_bytes, zoo)?;
+    let chained = header.previous == point.epoch && header.epoch >= point.epoch;
+    (chained || zoo.has(Bug::IgnoreChain)).then_some(header)
+}
+
+/// Looks for entry `index` at a position, whatever entry is before it: header and tail.
+#[inline]
+pub fn look_at<Z: Zoo>(
+    source: &impl Source,
+    at: u64,
+    index: u64,
+    max_bytes: usize,
+    zoo: Z,
+) -> Option<Header> {
+    if source.load(at) != index && !zoo.has(Bug::IgnoreIndex) {
         return None;
     }
-    let words: [u64; HEADER_WORDS] =
-        std::array::from_fn(|i| source.load(point.at + (i * WORD) as u64));
+    let words: [u64; HEADER_WORDS] = std::array::from_fn(|i| source.load(at + (i * WORD) as u64));
     let mut header = Header::from_words(words)?;
     // Not for ever, so that a walk ends that goes round and round over the same lap.
     if zoo.has(Bug::IgnoreIndex) && index.saturating_sub(header.index) < 1 << 10 {
         header.index = index;
     }
-    let chained = header.previous == point.epoch && header.epoch >= point.epoch;
-    if !chained && !zoo.has(Bug::IgnoreChain) {
-        return None;
-    }
     if header.index != index || header.size() > max_bytes {
         return None;
     }
-    let end = point.at + (header.size() - TAIL_BYTES) as u64;
-    (source.load(end) == tail(words[HEADER_WORDS - 1])).then_some(header)
+    let tail = source.load(at + (header.size() - TAIL_BYTES) as u64);
+    header.previous = previous(tail, words[HEADER_WORDS - 1], header.epoch)?;
+    Some(header)
 }
 
 /// Copies the payload of the entry that [`look`] found into `payload` and checks the copy.
@@ -275,7 +284,7 @@ impl Source for Window<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Encoder, Frame, Kind};
+    use crate::entry::{Encoder, Frame, Frames, Kind, SESSION_FRAME_BYTES};
     use crate::zoo::{Seeded, Sound};
 
     const RING: usize = 4096;
@@ -323,7 +332,9 @@ mod tests {
                 panic!("entry {n} at {} is not found", point.at);
             };
             assert_eq!(point.after(&header), next);
-            assert_eq!(&payload[24..24 + command.len()], &command[..]);
+            let frame = Frames::new(&payload, 1).next();
+            let frame = frame.expect("one").expect("sound");
+            assert_eq!(frame.bytes, &command[..]);
             assert_eq!(
                 find(&log, next, RING, &mut payload, Sound),
                 Found::Nothing,
@@ -334,15 +345,18 @@ mod tests {
         assert!(point.at > 100 * RING as u64, "many laps");
     }
 
+    /// A command whose entry divides the ring.
+    const COMMAND: usize = 176;
+
     /// A log whose second lap has not reached the second entry: its place still holds an entry of the first lap.
     fn lapped() -> (Log, Point) {
         let log = log();
         let mut point = Point::default();
         // Entries of one size that divides the ring, so that laps lie exactly over each other.
-        let size = crate::entry::size(crate::entry::FRAME_BYTES + 160);
+        let size = crate::entry::size(SESSION_FRAME_BYTES + COMMAND);
         assert_eq!(RING % size, 0);
         for _ in 0..RING / size + 1 {
-            point = append(&log, point, Epoch(0x10), &[1; 160]);
+            point = append(&log, point, Epoch(0x10), &[1; COMMAND]);
         }
         (log, point)
     }
@@ -403,7 +417,7 @@ mod tests {
             from: 0,
             len,
         };
-        assert!(!window(56).covers(0), "not even a header");
+        assert!(!window(HEADER_BYTES - 8).covers(0), "not even a header");
         assert!(!window(end.at as usize - 8).covers(0), "no tail");
         assert!(window(end.at as usize).covers(0));
         assert!(look(&window(end.at as usize), Point::default(), RING, Sound).is_some());

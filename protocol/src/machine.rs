@@ -18,7 +18,7 @@ pub struct Command<'a> {
     pub time_ns: u64,
     /// The client; 0 without a session.
     pub client: u64,
-    /// The client's number of it.
+    /// The client's number of it; 0 without a session.
     pub sequence: u64,
     /// The command itself.
     pub bytes: &'a [u8],

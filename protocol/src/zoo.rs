@@ -72,6 +72,8 @@ bugs! {
     StaleRequests,
     /// A log link is connected anew although a stopped engine may still post for the connection that is over.
     ReconnectInUse,
+    /// Where who posts carries the write out, what comes behind the answer is never written.
+    ForgetTheOthers,
     /// A completion with an error counts as a success.
     ErrorIsSuccess,
     /// An entry says that itself is decided when it is written.

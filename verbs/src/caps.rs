@@ -194,8 +194,9 @@ pub struct Capabilities {
     /// The device knows when a peer's process has ended, and tells: see [`says_peer_ended`](Self::says_peer_ended). A
     /// NIC does not: to it a dead peer, a broken path and a slow one look alike.
     pub tells_peer_ended: bool,
-    /// Who posts a request carries it out: unless something is in the way, its completion is there when the post
-    /// returns, and what it costs has been the caller's time. A NIC takes requests and works on many at a time.
+    /// Who posts a request carries it out, itself or in the kernel: what it costs is the caller's time, and unless
+    /// something is in the way its completion is there when the post returns, or soon after. So requests run one after
+    /// the other, and whoever waits for one should post it first. A NIC takes requests and works on many at a time.
     pub runs_when_posted: bool,
     /// A peer that lies about its own addresses, keys or counters is contained.
     pub hostile_safe: bool,

@@ -67,7 +67,7 @@ pub struct MuCommand {
     pub time_ns: u64,
     /// The client; 0 without a session.
     pub client: u64,
-    /// The client's number of it.
+    /// The client's number of it; 0 without a session.
     pub sequence: u64,
     /// Its bytes, good until the callback returns.
     pub data: *const u8,

@@ -9,10 +9,10 @@ use super::lane::{Op, Target};
 use super::lead::{Follower, Phase, Stage};
 use super::leader::note;
 use super::{Event, Replication};
-use crate::entry::{HEADER_BYTES, Kind, OVERHEAD_BYTES};
+use crate::entry::{Kind, OVERHEAD_BYTES};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Ack, Role, header, row};
-use crate::log::{Found, Point, Source, find, look};
+use crate::log::{Found, Point, Source, find, look, look_at};
 use crate::machine::StateMachine;
 use crate::zoo::{Bug, Zoo};
 
@@ -492,11 +492,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: follower.applied_at,
             epoch: Epoch::NONE,
         };
+        // The epoch of the entry before the first is not known here; the others are chained to it.
+        let first = look_at(
+            &self.log,
+            point.at,
+            point.index + 1,
+            self.max_entry,
+            self.zoo,
+        );
+        point.epoch = first.map_or(Epoch::NONE, |header| header.previous);
         while point.at < self.lead.start_at {
-            // The epoch of the entry before the first is not known here; the others are chained to it.
-            if point.epoch == Epoch::NONE {
-                point.epoch = Epoch(self.log.load(point.at + 16));
-            }
             match look(&self.log, point, self.max_entry, self.zoo) {
                 Some(header) => point = point.after(&header),
                 None => return false,
@@ -505,5 +510,3 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         point.at == self.lead.start_at
     }
 }
-
-const _: () = assert!(HEADER_BYTES > 16, "the third word is the previous epoch");

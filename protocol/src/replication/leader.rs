@@ -292,6 +292,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if self.lead.phase != Phase::Leading {
             return false;
         }
+        if self.zoo.has(Bug::ForgetTheOthers) && self.lane.runs_when_posted() {
+            return false;
+        }
         let Self {
             lead,
             lane,

@@ -22,7 +22,7 @@ use mu_verbs::{Context, Error, Memory};
 
 pub use lane::PerPeer;
 
-use crate::entry::{Encoder, FRAME_BYTES, Frame, OVERHEAD_BYTES};
+use crate::entry::{Encoder, Frame, OVERHEAD_BYTES, SESSION_FRAME_BYTES};
 use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Role, Standing, public};
 use crate::limits::MAX_READS;
@@ -346,7 +346,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Takes a command; its end comes as an [`Event::Command`] with the ticket given here. It goes out with the next
     /// [`poll`](Self::poll), in one entry with whatever else was submitted since the last one. `client` 0 has no
-    /// session; any other client numbers its commands upwards and repeats the number when it tries again.
+    /// session, and its `sequence` is not kept; any other numbers its commands upwards and repeats the number when it
+    /// tries again.
     ///
     /// # Errors
     /// [`Refused`]: it is not in the log and never will be.
@@ -599,6 +600,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
 /// Largest entry: one command of the largest size, or a batch.
 fn max_entry(settings: &Settings) -> usize {
-    let one = OVERHEAD_BYTES + FRAME_BYTES + settings.max_command_bytes.next_multiple_of(8);
+    let command = settings.max_command_bytes.next_multiple_of(8);
+    let one = OVERHEAD_BYTES + SESSION_FRAME_BYTES + command;
     one.max(BATCH_BYTES).min(settings.max_entry_bytes())
 }

@@ -64,6 +64,8 @@ pub struct Profile {
     /// Whether the caller carries its requests out itself while it posts, as in software: most completions are there
     /// when it polls next, in the same turn.
     pub synchronous: bool,
+    /// Whether posting is said to cost the caller's time, as on Soft-RoCE too, whose completions may take longer.
+    pub runs_when_posted: bool,
 }
 
 impl Profile {
@@ -83,6 +85,7 @@ impl Profile {
         torn: 0,
         tells_peer_ended: false,
         synchronous: false,
+        runs_when_posted: false,
     };
 
     /// Some device, from the seed.
@@ -110,6 +113,7 @@ impl Profile {
         let latency_ns = *rng.pick(&[300, 600, 1_500, 5_000]);
         // What is quick and leaks nothing may be memory of the same host.
         let same_host = leak == Leak::NONE && latency_ns <= SAME_HOST_NS;
+        let synchronous = same_host && rng.one_in(2);
         Self {
             placement: *rng.pick(&placements),
             leak,
@@ -124,7 +128,8 @@ impl Profile {
             visible_late: *rng.pick(&[0, 20_000, 200_000]),
             torn: *rng.pick(&[50_000, 300_000, 900_000]),
             tells_peer_ended: same_host,
-            synchronous: same_host && rng.one_in(2),
+            synchronous,
+            runs_when_posted: synchronous || rng.one_in(4),
         }
     }
 
@@ -135,6 +140,7 @@ impl Profile {
             latency_ns: self.latency_ns.min(SAME_HOST_NS),
             tells_peer_ended: true,
             synchronous: true,
+            runs_when_posted: true,
             ..self
         }
     }
@@ -169,7 +175,7 @@ impl Profile {
             bounded_revoke: true,
             target_cpu_free: true,
             tells_peer_ended: self.tells_peer_ended,
-            runs_when_posted: self.synchronous,
+            runs_when_posted: self.runs_when_posted,
             hostile_safe: true,
         }
     }

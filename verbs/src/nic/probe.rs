@@ -84,7 +84,8 @@ pub(super) fn probe(
         bounded_revoke: true,
         target_cpu_free: !software,
         tells_peer_ended: false,
-        runs_when_posted: false,
+        // Measured of Soft-RoCE: it works off a request within the system call that posts it.
+        runs_when_posted: driver == SOFT_ROCE,
         hostile_safe: true,
         driver,
     };

@@ -323,5 +323,5 @@ pub(crate) fn holds(log: &Log, at: u64, header: &Header) -> bool {
         .iter()
         .enumerate()
         .all(|(n, word)| log.load(at + n as u64 * 8) == *word)
-        && log.load(end) == entry::tail(words[entry::HEADER_WORDS - 1])
+        && log.load(end) == entry::tail(words[entry::HEADER_WORDS - 1], header.previous)
 }

@@ -58,13 +58,14 @@ fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
         Bug::StaleRequests => Some(&[Clog, CutLeader, Pause]),
         Bug::IgnoreChain => Some(&[CutLeader, Device, Burst]),
         Bug::ReconnectInUse => Some(&[Nic, Hang, Hang]),
+        Bug::ForgetTheOthers => Some(&[Kill, CutLeader, Slow]),
         _ => None,
     }
 }
 
 /// Whether a seeded defect shows on synchronous devices only, of which other runs have one in ten.
 pub(crate) fn needs_synchronous(bug: Bug) -> bool {
-    bug == Bug::ReconnectInUse
+    matches!(bug, Bug::ReconnectInUse | Bug::ForgetTheOthers)
 }
 
 /// The plan of a run.
