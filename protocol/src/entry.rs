@@ -136,7 +136,8 @@ pub const fn tail(check: u64, previous: Epoch) -> u64 {
 #[inline]
 pub fn previous(tail: u64, check: u64, epoch: Epoch) -> Option<Epoch> {
     let previous = Epoch(!check ^ tail);
-    (previous <= epoch).then_some(previous)
+    let can_be = previous == Epoch::NONE || previous.owner().is_some();
+    (can_be && previous <= epoch).then_some(previous)
 }
 
 /// One command in an entry.
@@ -547,6 +548,10 @@ mod tests {
         let words = header().to_words();
         let (check, epoch) = (words[HEADER_WORDS - 1], header().epoch);
         let sound = tail(check, header().previous);
+        let first = tail(check, Epoch::NONE);
+        assert_eq!(previous(first, check, epoch), Some(Epoch::NONE));
+        let nobodys = tail(check, Epoch(0x1f));
+        assert_eq!(previous(nobodys, check, epoch), None);
         assert_eq!(previous(sound, check, epoch), Some(header().previous));
         assert_eq!(
             previous(tail(check, Epoch(0x31)), check, epoch),

@@ -46,7 +46,7 @@ pub enum MessageError {
 }
 
 /// Version of the layout of messages and memory.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Where a replica's memory lies, for one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

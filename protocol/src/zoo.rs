@@ -72,7 +72,7 @@ bugs! {
     StaleRequests,
     /// A log link is connected anew although a stopped engine may still post for the connection that is over.
     ReconnectInUse,
-    /// Where who posts carries the write out, what comes behind the answer is never written.
+    /// Where who posts carries the write out, a command goes to a majority, and the others are forgotten.
     ForgetTheOthers,
     /// A completion with an error counts as a success.
     ErrorIsSuccess,

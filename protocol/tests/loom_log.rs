@@ -14,7 +14,7 @@ use std::sync::Arc;
 use loom::cell::UnsafeCell;
 use loom::thread;
 use models::{BOUND, caught, holds};
-use mu_protocol::entry::{Encoder, HEADER_BYTES, HEADER_WORDS, Header, Kind};
+use mu_protocol::entry::{self, Encoder, HEADER_BYTES, HEADER_WORDS, Header, Kind};
 use mu_protocol::ids::Epoch;
 use mu_protocol::limits::LOG_HEADER_BYTES;
 use mu_protocol::log::{Found, Log, Point, Source, find, take};
@@ -316,7 +316,7 @@ fn with_a_checksum_any_order_will_do() {
 /// A ring that holds little more than one entry: the second one straddles the end and lies over the payload of the
 /// first.
 const REUSE: Setup = Setup {
-    payload: 5,
+    payload: 7,
     entries: 2,
     ..PUBLISH
 };
@@ -333,8 +333,8 @@ fn a_place_is_used_again_when_its_entry_is_applied() {
 
 /// A ring of two entries that fill it, so that laps lie exactly over each other.
 const LAPS: Setup = Setup {
-    ring: 256,
-    payload: 7,
+    ring: 2 * entry::size(9 * WORD),
+    payload: 9,
     entries: 3,
     ..PUBLISH
 };

@@ -33,8 +33,8 @@ pub(crate) struct Found {
     /// The bare write of as many bytes as the command has, to a majority.
     pub(crate) raw: Percentiles,
     pub(crate) ratio_p50: f64,
-    /// The bare write of the command's bytes, posted to the others only behind the majority, as mu does where who posts
-    /// carries the write out.
+    /// The bare write of the command's bytes, posted to the others only when a majority has it: mu's order where a post
+    /// has been carried out when it returns.
     pub(crate) raw_majority_first: Percentiles,
     /// Bytes of the entry that carries a command of this size.
     pub(crate) entry_bytes: usize,

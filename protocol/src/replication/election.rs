@@ -492,7 +492,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: follower.applied_at,
             epoch: Epoch::NONE,
         };
-        // The epoch of the entry before the first is not known here; the others are chained to it.
+        // The epoch of the entry before the first is not known here, so its tail is believed; the others are chained to
+        // it. No payload is compared either: the follower does that.
         let first = look_at(
             &self.log,
             point.at,

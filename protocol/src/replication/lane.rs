@@ -218,7 +218,7 @@ pub(super) struct Lane<C: Context> {
     scan_mr: C::Mr,
     slot_bytes: usize,
     inline_max: usize,
-    /// A write takes the caller's time, and has usually been carried out when the post returns.
+    /// A write takes the caller's time ([`Capabilities::runs_when_posted`](mu_verbs::Capabilities)).
     runs_when_posted: bool,
 }
 

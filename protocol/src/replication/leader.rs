@@ -186,7 +186,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Appends the encoder's contents as an entry and posts it to the confirmed followers. Where who posts carries the
     /// write out, commands go to as many voters as a majority needs; the others get them in
-    /// [`complete`](Self::complete), behind the answer.
+    /// [`complete`](Self::complete), behind the answer if it is there by then.
     #[inline]
     pub(super) fn append(&mut self, kind: Kind, now_ns: u64) {
         let puts_off = self.lane.runs_when_posted() && kind == Kind::Commands;

@@ -2,7 +2,7 @@
 //!
 //! [`Replication::poll`] does whatever the replica's role asks for and hands outcomes to the caller's closure. A
 //! leader's `submit`, `poll`, answer is the whole path of a command: encode into the own log, one one-sided write a
-//! follower (a majority's before the answer and the others' behind it, where who posts carries them out), completions,
+//! follower (a majority's first and the others' later in the turn, where who posts carries them out), completions,
 //! count, apply. Nothing on it allocates, locks, enters the kernel or dispatches dynamically
 //! (the application's own code apart).
 

@@ -4,10 +4,12 @@ use crate::group::{Group, id, is};
 use mu_protocol::background::digest::{Guard, Point};
 use mu_protocol::background::link::LinkState;
 use mu_protocol::check::mix;
+use mu_protocol::entry::{FRAME_BYTES, OVERHEAD_BYTES};
 use mu_protocol::layout::{Role, Standing, board_row, header, public, row};
-use mu_protocol::log::Source;
+use mu_protocol::log::{self, Source, look};
 use mu_protocol::message::Link;
 use mu_protocol::replication::ReadOutcome;
+use mu_protocol::zoo::Sound;
 use mu_verbs::sync::Ordering;
 
 /// Found in review: a proven read of a new leader is answered before the leader has applied what the old one decided
@@ -230,9 +232,14 @@ fn leader_time_never_goes_back_in_the_log() {
     group.kill(0);
     let next = group.elect();
     assert_eq!(group.propose(next, 0, 0, b"later"), Ok(2));
+    let max_bytes = group.settings.max_entry_bytes();
     let log = group.node(next).replica.replication.log();
-    // Word 4 of the first entry is the first time in the log, that of the entry after `before` the next leader's.
-    let (first, then) = (log.load(32), log.load(before.at + 32));
+    // The first time in the log, and the next leader's.
+    let [first, then] = [log::Point::default(), before].map(|point| {
+        let header = look(log, point, max_bytes, Sound);
+        header.expect("an entry").time_ns
+    });
+    assert!(first > 3_600_000_000_000, "an hour ahead: {first}");
     assert!(then >= first, "from {first} to {then}");
 }
 
@@ -301,7 +308,7 @@ fn the_first_entry_of_a_leader_waits_for_room() {
 /// The control of the test above (passes): with room for the first entry nothing is lost.
 #[test]
 fn the_first_entry_of_a_leader_has_room() {
-    full_ring(96);
+    full_ring(OVERHEAD_BYTES as u64);
 }
 
 fn full_ring(left: u64) {
@@ -326,7 +333,7 @@ fn full_ring(left: u64) {
         if size == 0 {
             break;
         }
-        let command = vec![k as u8; size as usize - 96];
+        let command = vec![k as u8; size as usize - OVERHEAD_BYTES - FRAME_BYTES];
         let before = group.node(0).commands.len();
         group
             .node(0)

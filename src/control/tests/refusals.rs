@@ -11,7 +11,7 @@ const REFUSED: &[(Change, u8, RefusalKind, &str)] = &[
     (|me| me.key = Key::new(b"the key of the testt"), 1, RefusalKind::Authentication,
      "authentication failed: do both have the same key?"),
     (|me| me.version = 77, 1, RefusalKind::Version,
-     "protocol version 77 here and 1 there: run the same build of mu on both"),
+     "protocol version 77 here and 2 there: run the same build of mu on both"),
     (|me| me.cluster = "other".into(), 1, RefusalKind::Cluster,
      "cluster \"other\" here and \"tests\" there: one of them has the wrong cluster.toml or the wrong address"),
     (|me| me.id = 1, 1, RefusalKind::SameId, "both are replica 1: give every process an id of its own"),

@@ -145,6 +145,26 @@ impl Profile {
         }
     }
 
+    /// The device says that posting takes the caller's time.
+    pub(crate) fn said_to_run(self) -> Self {
+        Self {
+            runs_when_posted: true,
+            ..self
+        }
+    }
+
+    /// A device on which much is under way for long.
+    pub(crate) fn sluggish(self) -> Self {
+        Self {
+            latency_ns: 5_000,
+            tail: 50_000,
+            tail_max_ns: 2_000_000,
+            synchronous: false,
+            tells_peer_ended: false,
+            ..self
+        }
+    }
+
     /// As the device states it.
     pub(crate) fn capabilities(&self) -> Capabilities {
         let worth = |leaks: bool| if leaks { Barrier::No } else { Barrier::Yes };

@@ -29,7 +29,8 @@ fn seeds_hold_and_repeat() {
 /// that found its own entry damaged behind one of an earlier leader. 168321: a leader that deviates gave a snapshot, so
 /// the one that did not deviate halted, and the oracle took both for forgetful.
 ///
-/// What a seed draws depends on the engines' timing too: all but the last are seeds like any other since that changed.
+/// What a seed draws depends on the devices, the size of entries and the engines' timing too: all are seeds like any
+/// other since those changed.
 #[test]
 fn seeds_that_failed_hold() {
     for failed in [

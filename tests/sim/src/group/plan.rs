@@ -5,6 +5,7 @@ use mu_protocol::zoo::Bug;
 
 use super::faults::Act;
 use super::{Core, Group, Token};
+use crate::profile::Profile;
 use crate::rng::Rng;
 
 /// A kind of trouble.
@@ -51,21 +52,53 @@ const ALONE: &[Theme] = &[Bits, Deviate, Majority, Power];
 const ALONE_ONE_IN: u64 = 12;
 const QUIET_ONE_IN: u64 = 25;
 
-/// Themes under which a seeded defect shows that one of all themes seldom meets.
-fn aimed_at(bug: Bug) -> Option<&'static [Theme]> {
-    match bug {
-        Bug::SkipSelfFence => Some(&[Pause, OneWay, Flap]),
-        Bug::StaleRequests => Some(&[Clog, CutLeader, Pause]),
-        Bug::IgnoreChain => Some(&[CutLeader, Device, Burst]),
-        Bug::ReconnectInUse => Some(&[Nic, Hang, Hang]),
-        Bug::ForgetTheOthers => Some(&[Kill, CutLeader, Slow]),
-        _ => None,
-    }
+/// What a seeded defect needs to show, and a run like all others seldom has.
+#[derive(Clone, Copy)]
+pub(crate) struct Aim {
+    themes: &'static [Theme],
+    /// The device, made of the one that was drawn.
+    pub(crate) device: fn(Profile) -> Profile,
+    /// Commands are all of one size, so that entries of two leaders end at the same place.
+    pub(crate) one_size: bool,
 }
 
-/// Whether a seeded defect shows on synchronous devices only, of which other runs have one in ten.
-pub(crate) fn needs_synchronous(bug: Bug) -> bool {
-    matches!(bug, Bug::ReconnectInUse | Bug::ForgetTheOthers)
+impl Aim {
+    const ANY: Self = Self {
+        themes: &[],
+        device: |drawn| drawn,
+        one_size: false,
+    };
+
+    /// At `bug`, if it needs anything.
+    pub(crate) fn at(bug: Bug) -> Option<Self> {
+        Some(match bug {
+            Bug::SkipSelfFence => Self {
+                themes: &[Pause, OneWay, Flap],
+                ..Self::ANY
+            },
+            Bug::StaleRequests => Self {
+                themes: &[Clog, CutLeader, Pause],
+                device: Profile::sluggish,
+                ..Self::ANY
+            },
+            Bug::IgnoreChain => Self {
+                themes: &[CutLeader, Device, Burst],
+                one_size: true,
+                ..Self::ANY
+            },
+            Bug::ReconnectInUse => Self {
+                themes: &[Nic, Hang, Hang],
+                device: Profile::synchronous,
+                ..Self::ANY
+            },
+            Bug::ForgetTheOthers => Self {
+                themes: &[Kill, CutLeader, Slow],
+                device: Profile::said_to_run,
+                ..Self::ANY
+            },
+            _ => return None,
+        })
+    }
 }
 
 /// The plan of a run.
@@ -78,11 +111,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Themes for one run, aimed at a defect if there is one.
-    pub(crate) fn draw(rng: &mut Rng, replicas: usize, until_ns: u64, aim: Option<Bug>) -> Self {
+    /// Themes for one run.
+    pub(crate) fn draw(rng: &mut Rng, replicas: usize, until_ns: u64, aim: Option<Aim>) -> Self {
         let mut themes = Vec::new();
-        if let Some(aimed) = aim.and_then(aimed_at) {
-            themes.extend(aimed);
+        if let Some(aim) = aim {
+            themes.extend(aim.themes);
         } else if rng.one_in(ALONE_ONE_IN) && replicas >= 3 {
             themes.push(*rng.pick(ALONE));
         } else if !rng.one_in(QUIET_ONE_IN) {

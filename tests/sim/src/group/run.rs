@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::rc::Rc;
 
-use super::plan::{Plan, Theme, needs_synchronous};
+use super::plan::{Aim, Plan, Theme};
 use super::rows::{Row, Rows};
 use super::{Core, Group, Token};
 use crate::faults::Coverage;
@@ -93,12 +93,16 @@ pub fn run(options: Options) -> Report {
     let mut setup = rng.fork();
     let n = *setup.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 1, 2, 4, 7]);
     let mut profile = Profile::draw(&mut setup);
-    if aim.or(bug).is_some_and(needs_synchronous) {
-        profile = profile.synchronous();
+    let aim = aim.or(bug).and_then(Aim::at);
+    if let Some(aim) = aim {
+        profile = (aim.device)(profile);
     }
     let mut settings = settings(&mut setup, n);
+    if aim.is_some_and(|aim| aim.one_size) {
+        settings.max_command_bytes = super::app::REQUEST_BYTES;
+    }
     let safety_ns = settings.detect_ns * setup.range(10, 60);
-    let plan = Plan::draw(&mut setup, n, safety_ns, aim.or(bug));
+    let plan = Plan::draw(&mut setup, n, safety_ns, aim);
     if plan.themes.contains(&Theme::Bits) {
         // Without a checksum nobody can tell.
         settings.checksum = Checksum::Always;
