@@ -4,7 +4,7 @@ mod group;
 mod review;
 
 use group::{Group, id, is};
-use mu_protocol::layout::Role;
+use mu_protocol::layout::{Role, Standing, public};
 use mu_protocol::log::Source;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
 
@@ -88,6 +88,30 @@ fn a_dead_follower_that_is_first_in_line_puts_no_answer_off() {
             "{n} replicas"
         );
     }
+}
+
+#[test]
+fn a_learner_that_is_first_in_line_gets_a_command_behind_the_answer() {
+    let mut group = Group::new(3, |_| {});
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.kill(1);
+    group.start(1, false);
+    group.until("a learner is confirmed", 100_000, |group| {
+        let replication = &group.node(0).replica.replication;
+        let told = Standing::from_word(replication.peer_public(id(1), public::STANDING));
+        let confirmed = replication.followers().any(|(peer, _)| peer == id(1));
+        assert_eq!(
+            replication.counters().admitted,
+            0,
+            "seen before it is a voter"
+        );
+        confirmed && told.role == Role::Learner
+    });
+    assert_eq!(spread(&mut group, 0, &[1, 2]), (1, 2));
+    group.settle();
+    assert_eq!(group.node(0).replica.replication.counters().admitted, 1);
 }
 
 #[test]
