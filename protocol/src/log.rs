@@ -204,10 +204,12 @@ impl Log {
         self.memory.load(word)
     }
 
-    /// Zeroes the ring, so that nothing in it is taken for an entry.
-    pub fn clear(&self) {
-        let words = self.memory.len() / WORD;
-        (LOG_HEADER_BYTES / WORD..words).for_each(|word| self.memory.store(word, 0));
+    /// Zeroes what is at these positions, so that nothing there is taken for an entry. They are multiples of 8 and at
+    /// most one ring.
+    pub fn clear(&self, at: Range<u64>) {
+        for (_, offset, len) in self.pieces(at) {
+            (offset / WORD..(offset + len) / WORD).for_each(|word| self.memory.store(word, 0));
+        }
     }
 
     /// Sets a word of the header.

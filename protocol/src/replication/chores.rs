@@ -26,7 +26,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         if self.is_stuck_at_damage(now_ns) {
             self.resign(each);
-            self.catch_up(None, self.commit, each);
+            self.catch_up(self.commit, each);
             return true;
         }
         self.take_acks(now_ns);

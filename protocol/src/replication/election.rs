@@ -62,11 +62,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Catches up instead of leading: the logs cannot give this replica what it lacks.
     #[inline(never)]
     fn give_way(&mut self, each: &mut impl FnMut(Event<'_>)) {
-        let own = self.own_end();
         self.resign(each);
         // Whatever leads on: whoever holds the most may not be there to ask.
         let least = self.machine.applied().index + 1;
-        self.catch_up(Some(own.index), least, each);
+        self.catch_up(least, each);
     }
 
     /// Takes acknowledgements of this epoch that have not been taken.
@@ -281,6 +280,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             if better {
                 best = (end, Some(follower.id));
             }
+        }
+        if best.0.index < self.commit {
+            // What is decided stands in a log of this majority, and cannot be read there.
+            self.give_way(each);
+            return;
         }
         match best {
             (end, Some(from)) if end != own => {

@@ -11,7 +11,7 @@ use mu_verbs::Context;
 
 use super::lane::POLLED;
 use super::lead::Lead;
-use super::rejoin::Owed;
+use super::rejoin::Kept;
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
 use crate::entry::{Kind, admitted};
@@ -239,7 +239,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
         if self.is_stuck_at_damage(now_ns) {
-            self.catch_up(None, self.commit, each);
+            self.catch_up(self.commit, each);
             return true;
         }
         if !self.is_left_behind(applied) {
@@ -255,8 +255,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let since = *self.follow.behind_ns.get_or_insert(now_ns);
         let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
         if next.is_none() || late {
-            let end = self.own_end().index;
-            self.catch_up(Some(end), applied.index + 1, each);
+            self.catch_up(applied.index + 1, each);
             return true;
         }
         false
@@ -297,24 +296,16 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// Catches up by snapshot, since the log alone cannot bring this replica on. `end` is the last index of the own
-    /// log, if it is sound; `least` is known to be decided. The vote is kept, and rests until the state covers all that
-    /// was acknowledged here.
-    pub(super) fn catch_up(
-        &mut self,
-        end: Option<u64>,
-        least: u64,
-        each: &mut impl FnMut(Event<'_>),
-    ) {
+    /// Catches up by snapshot, since the log alone cannot bring this replica on. `least` would help. The vote is kept,
+    /// and rests until there is state again.
+    pub(super) fn catch_up(&mut self, least: u64, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
         (self.follow.damaged_ns, self.follow.behind_ns) = (None, None);
-        self.rejoin.restart(Owed {
-            writer: Epoch(self.log.header(header::MIN_PROPOSAL)),
-            end,
-            cleared: end.is_none(),
-            stands: false,
-            until: self.machine.applied().at + self.log.ring(),
-            least,
+        let from = self.machine.applied().at;
+        self.rejoin.restart(Kept {
+            from,
+            until: from + self.log.ring(),
+            least: least.max(self.commit),
         });
         self.take_role(Role::Recovering, Epoch::NONE, each);
     }

@@ -51,47 +51,20 @@ enum Step {
     },
 }
 
-/// What a replica that was left behind has to cover before its vote counts again: everything that it acknowledged and
-/// that may be decided by that. Any one of these does:
+/// What a replica that still has its vote keeps of its log.
 ///
-/// - A state up to the end of the own log, if that is sound. What is decided and was acknowledged here still stands in
-///   it: later leaders write the same bytes over it.
-/// - A state that the own log, if that is sound, leads to: then the rest of it stays where it is.
-/// - A state that the own log, if that is sound, has another entry for: nothing behind that can be decided.
-/// - A state that ends with an entry of a higher epoch than any whose leader prepared here: that one's leader had it.
-/// - A state that reaches one ring beyond what was applied: no leader writes further than that.
+/// What it acknowledged and may be decided by that is what its vote is worth. All of it lies in its ring, at its own
+/// place, whether or not the entries before it can be read: later leaders write the same bytes over it, and nobody
+/// writes further than one ring beyond what was applied, nor at all while this replica comes back. So it either lies
+/// behind the state that is taken, and stays where the next leader finds it, or the state has it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Owed {
-    /// The last index of the own log, if that was sound.
-    pub(super) end: Option<u64>,
-    /// The own log tells nothing any more: it was not sound, or had to be cleared.
-    pub(super) cleared: bool,
-    /// The state is one that the own log leads to.
-    pub(super) stands: bool,
-    /// The highest epoch in which a leader prepared here.
-    pub(super) writer: Epoch,
-    /// One ring beyond what was applied.
+pub(super) struct Kept {
+    /// What was applied: position.
+    pub(super) from: u64,
+    /// One ring beyond.
     pub(super) until: u64,
-    /// What is known to be decided elsewhere: less would not help.
+    /// What is known to be decided elsewhere: index. Less would not help.
     pub(super) least: u64,
-}
-
-impl Owed {
-    fn is_covered(&self, by: Point) -> bool {
-        let end = self.stands || self.end.is_some_and(|end| by.index >= end);
-        by.index >= self.least && (end || by.epoch > self.writer || by.at >= self.until)
-    }
-}
-
-/// How the own log and a state compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meets {
-    /// The log leads to the state.
-    GoesOn,
-    /// The log has another entry there.
-    Differs,
-    /// The log ends before, or tells nothing.
-    Ends,
 }
 
 /// What the matter needs.
@@ -102,8 +75,8 @@ pub(super) struct Rejoin<C: Context> {
     scratch: C::Mr,
     stretch: usize,
     step: Step,
-    /// What has to be covered, if this replica still has its vote.
-    owed: Option<Owed>,
+    /// What stays in the own log, if this replica still has its vote.
+    kept: Option<Kept>,
     /// The connection over which the donor was asked. What is read over a later one may be another life's memory.
     link: u64,
     since_ns: u64,
@@ -113,6 +86,10 @@ pub(super) struct Rejoin<C: Context> {
     done: u64,
     failed: bool,
     bytes: Vec<u8>,
+    /// A snapshot was refused half-way: there is no state any more.
+    spoiled: bool,
+    /// Since when nobody has had what this replica lacks.
+    alone_ns: Option<u64>,
     /// Donors that did not help, until all have been tried.
     tried: Members,
     /// Bytes pulled.
@@ -134,7 +111,7 @@ impl<C: Context> Rejoin<C> {
             qps,
             cq,
             step: Step::Begin,
-            owed: None,
+            kept: None,
             link: 0,
             since_ns: 0,
             requests: 0,
@@ -142,15 +119,17 @@ impl<C: Context> Rejoin<C> {
             done: 0,
             failed: false,
             bytes: Vec::new(),
+            spoiled: false,
+            alone_ns: None,
             tried: Members::NONE,
             pulled: 0,
         })
     }
 
-    pub(super) fn restart(&mut self, owed: Owed) {
+    pub(super) fn restart(&mut self, kept: Kept) {
         self.step = Step::Begin;
         self.bytes = Vec::new();
-        self.owed = Some(owed);
+        (self.kept, self.alone_ns) = (Some(kept), None);
     }
 
     fn go(&mut self, step: Step, now_ns: u64) {
@@ -212,7 +191,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let timeout_ns = 40 * self.settings.completion_timeout_ns;
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {
-            Step::Begin => self.ask(now_ns),
+            Step::Begin => self.ask(now_ns, each),
             // A donor with much state may look dead for a while.
             Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
             Step::Reading { donor, .. } if late => {
@@ -221,7 +200,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
             Step::Log { donor, .. } if late => {
                 self.fault(donor);
-                self.make_do(donor, now_ns, each);
+                self.finish(each);
             }
             Step::Asked { donor, request } => self.take_answer(donor, request, now_ns),
             Step::Reading { .. } | Step::Log { .. } => {}
@@ -230,17 +209,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Asks the best donor for a snapshot, once nobody may write this log.
-    fn ask(&mut self, now_ns: u64) {
+    fn ask(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
         if self.shared.holder().is_some() {
             return;
-        }
-        // From now on nobody writes here. What came since this replica noticed that it was behind counts as well.
-        let end = self.own_end().index;
-        if let Some(owed) = self.rejoin.owed.as_mut().filter(|owed| !owed.cleared) {
-            owed.end = Some(end);
-            owed.writer = owed
-                .writer
-                .max(Epoch(self.log.header(header::MIN_PROPOSAL)));
         }
         let least = self.least();
         let able = |id: &ReplicaId| {
@@ -256,6 +227,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // A follower rather than the leader, whose latency matters.
         let cost = |id: &ReplicaId| self.shared.peer(*id).standing().role == Role::Leader;
         let donors: Members = self.settings.peers().iter().filter(able).collect();
+        if donors.is_empty() {
+            self.stay_alone(now_ns, each);
+            return;
+        }
+        self.rejoin.alone_ns = None;
         let fresh = donors
             .iter()
             .filter(|id| !self.rejoin.tried.contains(*id))
@@ -271,6 +247,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
         self.changed(donor);
         self.rejoin.go(Step::Asked { donor, request }, now_ns);
+    }
+
+    /// Nobody has what this replica lacks. If that stays so, it may be that they need its vote to learn that they have
+    /// it. So one that still has its vote and state goes back to where it was: its log is as it was, and what was wrong
+    /// with it will be noticed again, unless a leader mends it before.
+    fn stay_alone(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+        let since = *self.rejoin.alone_ns.get_or_insert(now_ns);
+        let late = now_ns.saturating_sub(since) > self.settings.election_ns;
+        if late && self.rejoin.kept.is_some() && !self.rejoin.spoiled {
+            self.finish(each);
+        }
     }
 
     /// The donor's answer, if it is there: begins to read, or asks another one.
@@ -335,12 +322,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
-        let meets = self.own_log_meets(point);
+        let goes_on = !self.rejoin.spoiled && self.own_log_leads_to(point);
         let sound = crc32c::crc32c(&bytes) == answer.crc
             && self
                 .take_admissions(&bytes)
                 .is_some_and(|state| self.machine.restore(state).is_ok());
         if !sound || self.machine.applied() != point {
+            self.rejoin.spoiled = true;
             self.counters.damaged += 1;
             self.give_up(donor, now_ns);
             return;
@@ -349,18 +337,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.commit = point.index;
         self.follow.restart();
         self.log.set_header(header::COMMIT, 0);
-        // If it goes on, what was acknowledged here beyond this state still stands in the log, for the next leader to
-        // find. If not, the ring may hold entries that were never decided, at positions that this state skips. Whoever
-        // pulls this log takes all below the applied position for decided, so they go before that is raised.
-        if let Some(owed) = &mut self.rejoin.owed {
-            owed.stands = meets == Meets::GoesOn;
-            owed.cleared |= meets != Meets::GoesOn;
-            if meets == Meets::Differs {
-                owed.end = Some(point.index);
+        // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this log
+        // takes all below the applied position for decided, so they go before that is raised.
+        match self.rejoin.kept {
+            _ if goes_on => {}
+            Some(Kept { from, until, .. }) if (from..until).contains(&point.at) => {
+                self.log.clear(from..point.at);
             }
-        }
-        if meets != Meets::GoesOn {
-            self.log.clear();
+            _ => self.log.clear(0..self.log.ring()),
         }
         self.board.set_public(public::APPLIED_AT, point.at);
         self.board.set_public(public::APPLIED, point.index);
@@ -374,25 +358,17 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         );
     }
 
-    /// How the own log, from the state before on, and a later state at `point` compare. An entry stands in two logs
-    /// only behind the same entries, and nobody has written this one since a donor was asked: so if it leads to the
-    /// point, it holds the decided entries up to there, and if it has another entry there, none behind that is decided.
-    fn own_log_meets(&mut self, point: Point) -> Meets {
-        if self.rejoin.owed.is_none_or(|owed| owed.cleared) {
-            return Meets::Ends;
-        }
+    /// Whether the own log goes on from the state before to a later one at `point`. An entry stands in two logs only
+    /// behind the same entries, so it holds the decided ones up to there then.
+    fn own_log_leads_to(&mut self, point: Point) -> bool {
         let mut at = self.machine.applied();
         while at.index < point.index {
             match find(&self.log, at, self.max_entry, &mut self.payload, self.zoo) {
                 Found::Entry(header) => at = at.after(&header),
-                _ => return Meets::Ends,
+                _ => return false,
             }
         }
-        if at == point {
-            Meets::GoesOn
-        } else {
-            Meets::Differs
-        }
+        at == point
     }
 
     /// Pulls the donor's log up to what it has applied, stretch by stretch, and applies it.
@@ -407,17 +383,19 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !self.rejoin.settled() && !self.rejoin.failed {
             return false;
         }
-        if self.has_failed(donor) {
-            self.make_do(donor, now_ns, each);
-            return true;
-        }
-        if to > from && !(self.take_stretch(from..to) && self.replay(to, each)) {
-            self.make_do(donor, now_ns, each);
+        let lost = self.has_failed(donor)
+            || to > from
+                && !self
+                    .take_stretch(from..to)
+                    .is_some_and(|taken| self.replay(taken, each));
+        if lost {
+            // There is state all the same, and the leader brings the rest.
+            self.finish(each);
             return true;
         }
         let applied = self.machine.applied();
         let ahead = self.shared.peer(donor).public(public::APPLIED_AT);
-        if self.is_covered() && ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
+        if ahead <= applied.at + CLOSE.min(self.log.ring() / 4) {
             self.finish(each);
             return true;
         }
@@ -460,13 +438,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Puts the whole entries of the stretch that was read into the own ring, at the same positions, if both copies are
-    /// equal. Nothing else: what stands behind may be what this replica acknowledged.
-    fn take_stretch(&mut self, at: Range<u64>) -> bool {
+    /// equal, and gives the position behind them. Nothing else: what stands behind may be what this replica
+    /// acknowledged. `None` if there is none: the first was recycled.
+    fn take_stretch(&mut self, at: Range<u64>) -> Option<u64> {
         let len = (at.end - at.start) as usize;
         let scratch = self.rejoin.scratch.memory();
         let second = self.rejoin.stretch / WORD;
         if (0..len / WORD).any(|word| scratch.load(word) != scratch.load(second + word)) {
-            return false;
+            return None;
         }
         let window = Window {
             memory: scratch,
@@ -484,10 +463,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.payload.resize((whole.at - at.start) as usize, 0);
         scratch.read_bytes(0, &mut self.payload);
         self.log.write(at.start, &self.payload);
-        whole.at > at.start
+        (whole.at > at.start).then_some(whole.at)
     }
 
-    /// Applies the entries that lie wholly below `to`. False if the first of them is not there: it was recycled.
+    /// Applies the entries up to `to`, which are the donor's: decided, as it has applied them. The own log may go on
+    /// there with an entry that was never decided. False if one is not there.
     fn replay(&mut self, to: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
         let before = self.machine.applied();
         let mut point = before;
@@ -514,7 +494,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
-        self.rejoin.owed = None;
+        (self.rejoin.kept, self.rejoin.spoiled) = (None, false);
         // The admission of this life may stand in what was restored or replayed.
         self.standing.voter |= self.follow.admitted[self.settings.id.index()] == self.incarnation;
         let role = if self.standing.voter {
@@ -525,29 +505,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.take_role(role, Epoch::NONE, each);
     }
 
-    /// The donor is lost, but there is state: if that is enough, the leader brings the rest.
-    fn make_do(&mut self, donor: ReplicaId, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
-        if self.is_covered() {
-            self.finish(each);
-        } else {
-            self.give_up(donor, now_ns);
-        }
-    }
-
-    /// Whether the state covers what it has to.
-    fn is_covered(&self) -> bool {
-        let applied = self.machine.applied();
-        self.rejoin.owed.is_none_or(|owed| owed.is_covered(applied))
-    }
-
     /// The lowest index that a snapshot must have: what is known to be decided, and never less than this life has
     /// applied.
     fn least(&self) -> u64 {
         if self.zoo.has(Bug::StateGoesBack) {
             return 0;
         }
-        let owed = self.rejoin.owed.map_or(0, |owed| owed.least);
-        owed.max(self.machine.applied().index)
+        let known = self.rejoin.kept.map_or(0, |kept| kept.least);
+        known.max(self.machine.applied().index)
     }
 
     /// This donor did not help.

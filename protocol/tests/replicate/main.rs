@@ -4,9 +4,11 @@ mod group;
 mod review;
 
 use group::{Group, id, is};
-use mu_protocol::layout::{Role, Standing, public};
+use mu_protocol::entry::HEADER_BYTES;
+use mu_protocol::layout::{Role, Standing, header, public};
 use mu_protocol::log::Source;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
+use mu_protocol::settings::Checksum;
 
 #[test]
 fn a_group_of_any_size_replicates_in_order() {
@@ -112,6 +114,107 @@ fn a_learner_that_is_first_in_line_gets_a_command_behind_the_answer() {
     assert_eq!(spread(&mut group, 0, &[1, 2]), (1, 2));
     group.settle();
     assert_eq!(group.node(0).replica.replication.counters().admitted, 1);
+}
+
+/// Seed 72442 of the simulator: the vote rested until there would be a later leader, who could not come without it.
+#[test]
+fn a_voter_that_found_an_entry_damaged_votes_again_without_another_leader() {
+    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.node(1).paused = true;
+    for k in 2..=4 {
+        assert_eq!(group.propose(0, 0, 0, &[k; 40]), Ok(k.into()));
+    }
+    damage_next(&mut group, 1);
+    group.kill(0);
+    group.node(1).paused = false;
+    // Nobody leads who would write it again, until it has given up hope.
+    group.node(2).asleep = true;
+    group.until("it is noticed", 100_000, |group| {
+        is(group, 1, Role::Recovering)
+    });
+    group.node(2).asleep = false;
+    let leader = group.elect();
+    assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
+    group.settle();
+}
+
+/// Changes a bit of the entry that replica `n` applies next.
+fn damage_next(group: &mut Group, n: usize) {
+    let replication = &group.node(n).replica.replication;
+    let (log, next) = (replication.log(), replication.applied());
+    let word = log.offset(next.at + HEADER_BYTES as u64) / 8 + 1;
+    log.memory().store(word, log.memory().load(word) ^ 1);
+}
+
+/// The other one has all that is decided, and does not know that it is: it needs the vote to learn it.
+#[test]
+fn a_voter_whom_nobody_is_known_to_be_able_to_help_votes_again() {
+    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.node(1).paused = true;
+    group.node(2).paused = true;
+    assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
+    assert_eq!(group.propose(0, 0, 0, b"third"), Ok(3));
+    group.kill(0);
+    damage_next(&mut group, 1);
+    for (n, knows) in [(1, 4), (2, 2)] {
+        let log = group.node(n).replica.replication.log();
+        log.set_header(header::COMMIT, knows);
+        group.node(n).paused = false;
+    }
+    group.node(2).asleep = true;
+    group.until("it is noticed", 100_000, |group| {
+        is(group, 1, Role::Recovering)
+    });
+    group.node(2).asleep = false;
+    let leader = group.elect();
+    assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
+    group.settle();
+    let journal = &group.node(1).replica.replication.app().0;
+    assert_eq!(journal.len(), 4, "nothing is lost");
+}
+
+/// Replica 1 alone acknowledged the last command, behind what it takes a snapshot of; then its leader is gone.
+#[test]
+fn what_a_voter_acknowledged_stays_behind_the_snapshot_that_it_takes() {
+    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.node(1).paused = true;
+    assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
+    assert_eq!(group.propose(0, 0, 0, b"third"), Ok(3));
+    group.until("the other has applied it", 100_000, |group| {
+        group.node(2).replica.replication.applied().index >= 4
+    });
+    damage_next(&mut group, 1);
+    group.node(2).paused = true;
+    let acknowledged = group.propose(0, 0, 0, b"acknowledged");
+    assert_eq!(acknowledged, Ok(4));
+    group.kill(0);
+    // The write to the other one did not arrive.
+    let replication = &group.node(2).replica.replication;
+    let at = replication.applied().at;
+    replication.log().clear(at..at + 128);
+    group.node(2).paused = false;
+    group.node(1).paused = false;
+    group.node(2).asleep = true;
+    group.until("it is noticed", 100_000, |group| {
+        is(group, 1, Role::Recovering)
+    });
+    group.node(2).asleep = false;
+    let leader = group.elect();
+    assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
+    group.settle();
+    for n in [1, 2] {
+        let journal = &group.node(n).replica.replication.app().0;
+        assert!(journal.iter().any(|bytes| bytes == b"acknowledged"), "{n}");
+    }
 }
 
 #[test]
