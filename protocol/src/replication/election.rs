@@ -282,8 +282,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
         }
         if best.0.index < self.commit {
-            // What is decided stands in a log of this majority, and cannot be read there.
-            self.give_way(each);
+            // What is decided stands in a log of this majority and cannot be read there: not yet, or not any more.
+            self.resign(each);
             return;
         }
         match best {

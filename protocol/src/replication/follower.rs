@@ -296,8 +296,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
     }
 
-    /// Catches up by snapshot, since the log alone cannot bring this replica on. `least` would help. The vote is kept,
-    /// and rests until there is state again.
+    /// Catches up by snapshot, since the log alone cannot bring this replica on. A state below `least` would not help.
+    /// The vote is kept, and rests until there is state again.
     pub(super) fn catch_up(&mut self, least: u64, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
         (self.follow.damaged_ns, self.follow.behind_ns) = (None, None);
@@ -305,7 +305,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.rejoin.restart(Kept {
             from,
             until: from + self.log.ring(),
-            least: least.max(self.commit),
+            least,
         });
         self.take_role(Role::Recovering, Epoch::NONE, each);
     }

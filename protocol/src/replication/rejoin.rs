@@ -63,7 +63,7 @@ pub(super) struct Kept {
     pub(super) from: u64,
     /// One ring beyond.
     pub(super) until: u64,
-    /// What is known to be decided elsewhere: index. Less would not help.
+    /// A state below this index would not help: damaged entries up to it are known to be decided, or somebody has more.
     pub(super) least: u64,
 }
 
@@ -86,10 +86,6 @@ pub(super) struct Rejoin<C: Context> {
     done: u64,
     failed: bool,
     bytes: Vec<u8>,
-    /// A snapshot was refused half-way: there is no state any more.
-    spoiled: bool,
-    /// Since when nobody has had what this replica lacks.
-    alone_ns: Option<u64>,
     /// Donors that did not help, until all have been tried.
     tried: Members,
     /// Bytes pulled.
@@ -119,8 +115,6 @@ impl<C: Context> Rejoin<C> {
             done: 0,
             failed: false,
             bytes: Vec::new(),
-            spoiled: false,
-            alone_ns: None,
             tried: Members::NONE,
             pulled: 0,
         })
@@ -129,7 +123,7 @@ impl<C: Context> Rejoin<C> {
     pub(super) fn restart(&mut self, kept: Kept) {
         self.step = Step::Begin;
         self.bytes = Vec::new();
-        (self.kept, self.alone_ns) = (Some(kept), None);
+        self.kept = Some(kept);
     }
 
     fn go(&mut self, step: Step, now_ns: u64) {
@@ -191,7 +185,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let timeout_ns = 40 * self.settings.completion_timeout_ns;
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {
-            Step::Begin => self.ask(now_ns, each),
+            Step::Begin => self.ask(now_ns),
             // A donor with much state may look dead for a while.
             Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
             Step::Reading { donor, .. } if late => {
@@ -209,7 +203,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Asks the best donor for a snapshot, once nobody may write this log.
-    fn ask(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+    fn ask(&mut self, now_ns: u64) {
         if self.shared.holder().is_some() {
             return;
         }
@@ -227,11 +221,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // A follower rather than the leader, whose latency matters.
         let cost = |id: &ReplicaId| self.shared.peer(*id).standing().role == Role::Leader;
         let donors: Members = self.settings.peers().iter().filter(able).collect();
-        if donors.is_empty() {
-            self.stay_alone(now_ns, each);
-            return;
-        }
-        self.rejoin.alone_ns = None;
         let fresh = donors
             .iter()
             .filter(|id| !self.rejoin.tried.contains(*id))
@@ -247,17 +236,6 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.board.set_out(donor, row::SNAPSHOT_REQUEST, request);
         self.changed(donor);
         self.rejoin.go(Step::Asked { donor, request }, now_ns);
-    }
-
-    /// Nobody has what this replica lacks. If that stays so, it may be that they need its vote to learn that they have
-    /// it. So one that still has its vote and state goes back to where it was: its log is as it was, and what was wrong
-    /// with it will be noticed again, unless a leader mends it before.
-    fn stay_alone(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
-        let since = *self.rejoin.alone_ns.get_or_insert(now_ns);
-        let late = now_ns.saturating_sub(since) > self.settings.election_ns;
-        if late && self.rejoin.kept.is_some() && !self.rejoin.spoiled {
-            self.finish(each);
-        }
     }
 
     /// The donor's answer, if it is there: begins to read, or asks another one.
@@ -322,13 +300,12 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             at: answer.at,
             epoch: answer.epoch,
         };
-        let goes_on = !self.rejoin.spoiled && self.own_log_leads_to(point);
+        let goes_on = self.own_log_leads_to(point);
         let sound = crc32c::crc32c(&bytes) == answer.crc
             && self
                 .take_admissions(&bytes)
                 .is_some_and(|state| self.machine.restore(state).is_ok());
         if !sound || self.machine.applied() != point {
-            self.rejoin.spoiled = true;
             self.counters.damaged += 1;
             self.give_up(donor, now_ns);
             return;
@@ -494,7 +471,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
-        (self.rejoin.kept, self.rejoin.spoiled) = (None, false);
+        self.rejoin.kept = None;
         // The admission of this life may stand in what was restored or replayed.
         self.standing.voter |= self.follow.admitted[self.settings.id.index()] == self.incarnation;
         let role = if self.standing.voter {

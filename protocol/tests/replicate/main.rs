@@ -5,7 +5,7 @@ mod review;
 
 use group::{Group, id, is};
 use mu_protocol::entry::HEADER_BYTES;
-use mu_protocol::layout::{Role, Standing, header, public};
+use mu_protocol::layout::{Role, Standing, public};
 use mu_protocol::log::Source;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
 use mu_protocol::settings::Checksum;
@@ -147,36 +147,6 @@ fn damage_next(group: &mut Group, n: usize) {
     let (log, next) = (replication.log(), replication.applied());
     let word = log.offset(next.at + HEADER_BYTES as u64) / 8 + 1;
     log.memory().store(word, log.memory().load(word) ^ 1);
-}
-
-/// The other one has all that is decided, and does not know that it is: it needs the vote to learn it.
-#[test]
-fn a_voter_whom_nobody_is_known_to_be_able_to_help_votes_again() {
-    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
-    group.node(1).paused = true;
-    group.node(2).paused = true;
-    assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
-    assert_eq!(group.propose(0, 0, 0, b"third"), Ok(3));
-    group.kill(0);
-    damage_next(&mut group, 1);
-    for (n, knows) in [(1, 4), (2, 2)] {
-        let log = group.node(n).replica.replication.log();
-        log.set_header(header::COMMIT, knows);
-        group.node(n).paused = false;
-    }
-    group.node(2).asleep = true;
-    group.until("it is noticed", 100_000, |group| {
-        is(group, 1, Role::Recovering)
-    });
-    group.node(2).asleep = false;
-    let leader = group.elect();
-    assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
-    group.settle();
-    let journal = &group.node(1).replica.replication.app().0;
-    assert_eq!(journal.len(), 4, "nothing is lost");
 }
 
 /// Replica 1 alone acknowledged the last command, behind what it takes a snapshot of; then its leader is gone.
