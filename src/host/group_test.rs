@@ -49,10 +49,14 @@ fn add(group: &Group<Sum>, sequence: u64) -> u64 {
     number(&reply.expect("decided").bytes)
 }
 
+/// For tests that are not about failures, which a thread that waits for a processor looks like.
+fn calm(options: &mut Options) {
+    options.settings.detect_ns = 10_000_000_000;
+    options.settings.election_ns = 2_000_000_000;
+}
+
 #[test]
 fn three_replicas_propose_read_and_apply_everywhere() {
-    // Nobody is to take over here, however busy the machine is.
-    let calm = |options: &mut Options| options.settings.detect_ns = 10_000_000_000;
     let group = Group::start_with(Inproc::new(3), |_| Sum::default(), calm).expect("a group");
     for sequence in 1..=200 {
         assert_eq!(add(&group, sequence), sequence);
@@ -124,7 +128,7 @@ fn a_leader_that_stops_is_replaced_and_comes_back() {
 
 #[test]
 fn a_handover_is_planned_and_nothing_is_lost() {
-    let group = Group::start(3, Sum::default).expect("a group");
+    let group = Group::start_with(Inproc::new(3), |_| Sum::default(), calm).expect("a group");
     assert_eq!(add(&group, 1), 1);
     let leader = group.leader(PATIENCE).expect("a leader");
     let to = (0..3)
@@ -184,22 +188,20 @@ fn direct_mode_leads_with_followers_on_threads() {
     let net = Inproc::new(3);
     let options = |id| {
         let mut options = net.options(id);
-        // This is not about failures, which a busy machine may look like.
-        options.settings.detect_ns = 5_000_000_000;
+        calm(&mut options);
         options
     };
-    let mut direct: Direct<_, Sum> = net
-        .direct(net.options(0), Sum::default())
-        .expect("it starts");
-    let followers: Vec<_> = (1..3)
-        .map(|id| net.replica(options(id), Sum::default()).expect("it starts"))
-        .collect();
+    let mut direct: Direct<_, Sum> = net.direct(options(0), Sum::default()).expect("it starts");
+    let follower = |id| net.replica(options(id), Sum::default()).expect("it starts");
+    // Two followers that find each other first would elect one of themselves; one alone waits for this replica.
+    let first = follower(1);
     let begin = Instant::now();
     while !direct.leads() {
         assert!(begin.elapsed() < PATIENCE, "{:?}", direct.status());
         let pace = direct.poll(|_| {});
         direct.rest(pace, None);
     }
+    let followers = [first, follower(2)];
     for sequence in 1..=1000 {
         let reply = direct.propose_as(3, sequence, &[2]).expect("decided");
         assert_eq!(number(reply.bytes), 2 * sequence);
