@@ -4,11 +4,12 @@ mod group;
 mod review;
 
 use group::{Group, id, is};
-use mu_protocol::entry::HEADER_BYTES;
-use mu_protocol::layout::{Role, Standing, public};
-use mu_protocol::log::Source;
+use mu_protocol::entry::{Encoder, Frame, HEADER_BYTES, Header, Kind};
+use mu_protocol::layout::{Role, Standing, header, public};
+use mu_protocol::log::{Source, look};
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
 use mu_protocol::settings::Checksum;
+use mu_protocol::zoo::Sound;
 
 #[test]
 fn a_group_of_any_size_replicates_in_order() {
@@ -182,6 +183,111 @@ fn what_a_voter_acknowledged_stays_behind_the_snapshot_that_it_takes() {
         let journal = &group.node(n).replica.replication.app().0;
         assert!(journal.iter().any(|bytes| bytes == b"acknowledged"), "{n}");
     }
+}
+
+/// Found by a reader: what the donor has applied ended in the middle of an entry for this stretch, and where that begins
+/// the own log went on with a shorter one, which fits behind the entry before and was never decided.
+#[test]
+fn who_comes_back_applies_nothing_but_what_it_took() {
+    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.node(1).paused = true;
+    assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
+    damage_next(&mut group, 1);
+    group.node(1).paused = false;
+    group.until("a snapshot is laid out", 100_000, |group| {
+        group.node(2).replica.replication.counters().snapshots > 0
+    });
+    group.node(1).paused = true;
+    let applied = |group: &mut Group| group.node(2).replica.replication.applied();
+    let mut point = applied(&mut group);
+    let stretch = group.settings.ring_bytes as u64 / 2;
+    let (end, last) = (point.at + stretch, point.index + 15);
+    for k in 3..18 {
+        assert_eq!(group.propose(0, 0, 0, &[9; 2900]), Ok(k));
+    }
+    group.until("the donor has applied them", 100_000, |group| {
+        applied(group).index == last
+    });
+    // The entry in which the first stretch ends.
+    let max_bytes = group.settings.max_entry_bytes();
+    let log = group.node(2).replica.replication.log();
+    loop {
+        let header = look(log, point, max_bytes, Sound).expect("an entry");
+        if point.after(&header).at > end {
+            break;
+        }
+        point = point.after(&header);
+    }
+    assert!(point.at < end && point.index < last, "{point:?}");
+    let mut never = Encoder::new(256);
+    assert!(never.push(Frame {
+        client: 0,
+        sequence: 0,
+        bytes: b"never decided",
+    }));
+    let header = Header {
+        index: point.index + 1,
+        epoch: point.epoch,
+        previous: point.epoch,
+        commit: 0,
+        time_ns: 1,
+        len: 0,
+        count: 0,
+        kind: Kind::Commands,
+        crc: None,
+    };
+    let bytes = never.finish(header, true).1;
+    let replication = &group.node(1).replica.replication;
+    assert!(replication.applied().index < point.index, "it comes back");
+    replication.log().write(point.at, bytes);
+    group.node(1).paused = false;
+    // Looked at all the way: another snapshot would mend it.
+    group.until("it has come back", 100_000, |group| {
+        let replication = &group.node(1).replica.replication;
+        let mut journal = replication.app().0.iter();
+        assert!(journal.all(|bytes| bytes != b"never decided"));
+        replication.applied().index >= last && replication.standing().role == Role::Follower
+    });
+    group.settle();
+}
+
+/// One of two knows that an entry is decided which neither has in its log any more. Whoever led would decide something
+/// else at that index.
+#[test]
+fn nobody_leads_below_what_it_knows_to_be_decided() {
+    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
+    assert_eq!(group.elect(), 0);
+    group.propose(0, 0, 0, b"first").expect("decided");
+    group.settle();
+    group.node(1).paused = true;
+    group.node(2).paused = true;
+    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
+    let decided = group.node(0).replica.replication.applied().index;
+    group.until("both are told", 100_000, |group| {
+        [1, 2].iter().all(|&n| {
+            let log = group.node(n).replica.replication.log();
+            log.header(header::COMMIT) == decided
+        })
+    });
+    group.kill(0);
+    for n in [1, 2] {
+        let replication = &group.node(n).replica.replication;
+        let at = replication.applied().at;
+        replication.log().clear(at..at + 128);
+    }
+    let log = group.node(2).replica.replication.log();
+    log.set_header(header::COMMIT, 0);
+    group.node(1).paused = false;
+    group.node(2).paused = false;
+    for _ in 0..50_000 {
+        group.step();
+        assert_eq!(group.leader(), None);
+    }
+    let stood = group.node(1).replica.background.counters().elections;
+    assert!(stood > 0, "nobody tried");
 }
 
 #[test]
