@@ -185,8 +185,8 @@ fn what_a_voter_acknowledged_stays_behind_the_snapshot_that_it_takes() {
     }
 }
 
-/// Found by a reader: what the donor has applied ended in the middle of an entry for this stretch, and where that begins
-/// the own log went on with a shorter one, which fits behind the entry before and was never decided.
+/// Found by a reader: a stretch of the donor's log ended in the middle of an entry, and where that begins the own log
+/// went on with a shorter one, which fits behind the entry before and was never decided.
 #[test]
 fn who_comes_back_applies_nothing_but_what_it_took() {
     let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);

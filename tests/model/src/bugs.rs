@@ -65,4 +65,6 @@ bugs! {
     IgnoreLapped,
     /// A reader takes an entry of an earlier lap of the ring.
     IgnoreIndex,
+    /// A voter that takes a state clears the part of its log behind it, too.
+    ClearsAll,
 }

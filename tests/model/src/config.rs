@@ -42,6 +42,10 @@ pub struct Config {
     pub crashes: u8,
     /// Whether the crashed may come back.
     pub restart: bool,
+    /// Whether a replica that the log cannot bring on pulls a state, and keeps its vote.
+    pub catch_up: bool,
+    /// Whether, once, an entry that is known to be decided turns out to be damaged.
+    pub damage: bool,
     /// The seeded defect.
     pub bug: Option<Bug>,
 }
@@ -63,6 +67,8 @@ impl Config {
             reconnect: false,
             crashes: 0,
             restart: false,
+            catch_up: false,
+            damage: false,
             bug: None,
         }
     }

@@ -57,10 +57,24 @@ impl Config {
             "a leader decides after a crash",
             |_, s| s.replicas.iter().any(|r| !r.is_up()) && s.reigns().len() > 1,
         );
+        sometimes(self.catch_up, "a voter catches up", |_, s| {
+            s.replicas.iter().any(|r| r.stage == Stage::CatchingUp)
+        });
+        sometimes(
+            self.catch_up,
+            "the vote of one that caught up is needed",
+            |c, s| {
+                let caught_up = |id: usize| s.replicas[id].caught_up;
+                (0..REPLICAS).any(|i| s.needs(c, i, caught_up))
+            },
+        );
         sometimes(
             self.restart,
             "the vote of an admitted replica is needed",
-            |c, s| (0..REPLICAS).any(|i| s.needs_admitted(c, i)),
+            |c, s| {
+                let admitted = |id: usize| s.replicas[id].life > 0;
+                (0..REPLICAS).any(|i| s.needs(c, i, admitted))
+            },
         );
         all
     }
@@ -89,15 +103,15 @@ impl State {
         })
     }
 
-    /// Whether the leader has decided entries for which it needed a replica that had lost its memory.
-    fn needs_admitted(&self, c: &Config, leader: usize) -> bool {
+    /// Whether the leader has decided entries for which it needed one of `these`.
+    fn needs(&self, c: &Config, leader: usize, these: impl Fn(usize) -> bool) -> bool {
         let lead = &self.replicas[leader].lead;
         let holders = || self.holders(c, leader, lead.commit);
-        let founders = holders().filter(|id| self.replicas[*id].life == 0);
+        let others = holders().filter(|id| !these(*id));
         lead.first > 0
             && lead.commit >= lead.first
             && holders().count() >= QUORUM
-            && founders.count() < QUORUM
+            && others.count() < QUORUM
     }
 
     /// At most one writer per log: nobody has writes in flight, or can write its own log, beside the holder of the

@@ -45,8 +45,10 @@ pub enum Step {
     Pull(usize, usize),
     /// Reads that the other one is a voter.
     SeeVoter(usize, usize),
-    /// Was lapped, and gives its vote up.
-    GiveUp(usize),
+    /// The log cannot bring it on: its vote rests until it has pulled a state.
+    CatchUp(usize),
+    /// Notices that the next entry, which it knows to be decided, is damaged.
+    Damage(usize),
 }
 use Step::*;
 
@@ -59,6 +61,7 @@ impl Model for Config {
             replicas: [Replica::default(); REPLICAS],
             decided: [Entry::default(); MAX_INDEX],
             crashes: 0,
+            damaged: false,
             violation: None,
         }]
     }
@@ -97,9 +100,13 @@ impl Model for Config {
             Reconnect(i, f) => next.grant(self, f, i, false),
             Crash(f) => next.crash(f),
             Restart(f) => next.restart(self, f),
-            Pull(f, donor) => next.pull(f, donor),
+            Pull(f, donor) => next.pull(self, f, donor),
             SeeVoter(i, f) => next.see_voter(self, i, f),
-            GiveUp(f) => next.give_up(self, f),
+            CatchUp(f) => {
+                let least = state.replicas[f].applied + 1;
+                next.catch_up(self, f, least);
+            }
+            Damage(f) => next.damage(self, f),
         }
         next.settle(self);
         next.judge(self);
@@ -154,13 +161,18 @@ impl State {
         if lags && self.is_stateful(i) && self.applicable(c, i) > me.applied {
             steps.push(Apply(i));
         }
-        let all_vote = self.replicas.iter().all(|r| r.stage == Stage::Voter);
+        let whole = self.replicas.iter().all(Replica::is_whole);
         // Who has no vote has failed already: its crash is no further failure, but costs one of the crashes too.
-        if self.crashes < c.crashes && (all_vote || me.stage != Stage::Voter) {
+        if self.crashes < c.crashes && (whole || !me.is_whole()) {
             steps.push(Crash(i));
         }
-        if me.lapped && c.restart && all_vote {
-            steps.push(GiveUp(i));
+        if c.catch_up && me.stage == Stage::Voter {
+            if me.lapped || self.is_left_behind(c, i) {
+                steps.push(CatchUp(i));
+            }
+            if c.damage && !self.damaged && self.applicable(c, i) > me.applied {
+                steps.push(Damage(i));
+            }
         }
     }
 
@@ -209,7 +221,12 @@ impl State {
                 steps.push(GrantTorn(i, f));
             }
         }
-        if me.stage == Stage::Recovering && peer.stage == Stage::Voter {
+        let lacks_state = match me.stage {
+            Stage::Recovering => true,
+            Stage::CatchingUp => peer.applied >= me.least,
+            _ => false,
+        };
+        if lacks_state && peer.stage == Stage::Voter {
             steps.push(Pull(i, f));
         }
         if me.lead.epoch == Epoch::NONE {
@@ -267,7 +284,7 @@ impl State {
         let anew = me.right.holder != request || me.right.outlived || cut_off;
         let again = request == me.promise && anew;
         request != Epoch::NONE
-            && me.stage != Stage::Recovering
+            && !matches!(me.stage, Stage::Recovering | Stage::CatchingUp)
             && (request > me.promise || again || c.has(GrantAnyEpoch) && me.right.holder != request)
     }
 
@@ -286,6 +303,15 @@ impl State {
             let own = me.right.holder == me.lead.epoch;
             own && (ack.voter || c.has(CountLearner))
         }
+    }
+
+    /// Whether a leader no longer has what `f`, which does not lead, would need next.
+    fn is_left_behind(&self, c: &Config, f: usize) -> bool {
+        let me = &self.replicas[f];
+        let lacks =
+            |l: &Replica| (me.applied + 1..=l.lead.last).any(|i| l.ring[c.slot(i)].index() != i);
+        let leaders = self.replicas.iter().filter(|r| r.lead.leads);
+        !me.lead.leads && leaders.into_iter().any(lacks)
     }
 
     /// Whether the leader `i` has no room because `f` has not applied enough.

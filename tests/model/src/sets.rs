@@ -43,6 +43,17 @@ pub const RESTART: Config = Config {
     ..Config::base("restart", [1, 1, 0], 4)
 };
 
+/// A replica that was lapped or left behind, or has a damaged entry, catches up; another one crashes.
+pub const CATCHING_UP: Config = Config {
+    ring: 2,
+    growth: true,
+    applying: Applying::FollowersLag,
+    crashes: 1,
+    catch_up: true,
+    damage: true,
+    ..Config::base("catching up", [1, 1, 0], 4)
+};
+
 /// The modules together.
 pub const TOGETHER: Config = Config {
     ring: 2,
@@ -50,11 +61,20 @@ pub const TOGETHER: Config = Config {
     applying: Applying::FollowersLag,
     crashes: 1,
     restart: true,
+    catch_up: true,
     ..Config::base("together", [1, 1, 0], 4)
 };
 
 /// For every push.
-pub const CI: &[Config] = &[BASE, GROWTH, CONNECTIONS, RECYCLING, RESTART, TOGETHER];
+pub const CI: &[Config] = &[
+    BASE,
+    GROWTH,
+    CONNECTIONS,
+    RECYCLING,
+    RESTART,
+    CATCHING_UP,
+    TOGETHER,
+];
 
 /// For once a week.
 pub const DEEP: &[Config] = &[
@@ -85,6 +105,14 @@ pub const DEEP: &[Config] = &[
         ..RESTART.named("restart, three candidates", 3)
     },
     TOGETHER.named("together, five entries", 5),
+    Config {
+        attempts: [2, 1, 0],
+        ..RESTART.named("restart, a leader regains", 4)
+    },
+    Config {
+        push: true,
+        ..CATCHING_UP.named("catching up, the commit index told", 4)
+    },
 ];
 
 /// Where each seeded bug is looked for.
@@ -99,6 +127,7 @@ pub const fn control(bug: Bug) -> Config {
             crashes: 2,
             ..RESTART.named("restart twice", 5)
         },
+        Bug::ClearsAll => CATCHING_UP,
         Bug::OverwriteUnapplied | Bug::IgnoreLapped | Bug::IgnoreIndex => RECYCLING,
         _ => Config::base("plain", [2, 0, 2], 3),
     };

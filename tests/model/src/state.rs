@@ -203,6 +203,8 @@ pub enum Stage {
     Learner,
     /// Without state.
     Recovering,
+    /// With a vote that rests, until it has state that the log alone cannot give it.
+    CatchingUp,
     /// Crashed.
     Down,
 }
@@ -296,6 +298,10 @@ pub struct Replica {
     pub admitted: [u8; REPLICAS],
     /// Whether it found that it was lapped.
     pub lapped: bool,
+    /// The lowest index of a state that helps it to catch up.
+    pub least: u8,
+    /// Whether it has caught up, and has its vote still.
+    pub caught_up: bool,
     /// Its attempt to lead.
     pub lead: Lead,
 }
@@ -309,6 +315,11 @@ impl Replica {
     /// Whether it runs.
     pub fn is_up(&self) -> bool {
         self.stage != Stage::Down
+    }
+
+    /// Whether it has its memory, and with it a vote.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.stage, Stage::Voter | Stage::CatchingUp)
     }
 }
 
@@ -334,6 +345,8 @@ pub struct State {
     pub decided: [Entry; MAX_INDEX],
     /// Crashes so far.
     pub crashes: u8,
+    /// Whether an entry was damaged.
+    pub damaged: bool,
     /// The first thing that went wrong.
     pub violation: Option<Violation>,
 }

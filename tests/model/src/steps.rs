@@ -208,11 +208,25 @@ impl State {
         }
     }
 
-    /// Section 7, step 1: a snapshot, and the log up to what the donor has applied.
-    pub(crate) fn pull(&mut self, f: usize, donor: usize) {
+    /// Section 7, step 1: a snapshot, and the log up to what the donor has applied. Who still has its vote keeps the
+    /// part of its log behind that, where it is what it acknowledged.
+    pub(crate) fn pull(&mut self, c: &Config, f: usize, donor: usize) {
         let donor = self.replicas[donor];
         let me = &mut self.replicas[f];
-        me.stage = Stage::Learner;
+        let keeps = me.stage == Stage::CatchingUp && !c.has(ClearsAll);
+        let until = match keeps {
+            true if donor.applied < me.applied + c.ring => donor.applied,
+            _ => me.applied + c.ring,
+        };
+        if !(keeps && leads_to(c, me, &donor)) {
+            (me.applied + 1..=until).for_each(|index| me.ring[c.slot(index)] = Entry::default());
+        }
+        me.caught_up = me.stage == Stage::CatchingUp;
+        me.stage = match me.caught_up {
+            true => Stage::Voter,
+            false => Stage::Learner,
+        };
+        (me.least, me.lapped) = (0, false);
         me.applied = donor.applied;
         me.applied_epoch = donor.applied_epoch;
         me.admitted = donor.admitted;
@@ -225,11 +239,23 @@ impl State {
         self.decide(c, i);
     }
 
-    /// A replica that was lapped gives its vote up and comes back as if it had crashed.
-    pub(crate) fn give_up(&mut self, c: &Config, f: usize) {
-        self.crash(f);
-        self.crashes -= 1;
-        self.restart(c, f);
+    /// Section 7: the log alone cannot bring `f` on. Nobody may write its log any more, and its vote rests.
+    pub(crate) fn catch_up(&mut self, c: &Config, f: usize, least: u8) {
+        let me = &mut self.replicas[f];
+        me.step_down();
+        me.stage = Stage::CatchingUp;
+        me.least = least;
+        (me.request, me.ack) = (Epoch::NONE, None);
+        hand_right(c, me, Epoch::NONE, false);
+    }
+
+    /// The next entry of `f`, which it knows to be decided, turns out to be damaged.
+    pub(crate) fn damage(&mut self, c: &Config, f: usize) {
+        self.damaged = true;
+        let least = self.applicable(c, f);
+        let me = &mut self.replicas[f];
+        me.ring[c.slot(me.applied + 1)] = Entry::TORN;
+        self.catch_up(c, f, least);
     }
 
     /// What follows of itself: those who do not lag apply.
@@ -255,6 +281,19 @@ impl Replica {
     fn rights_mut(&mut self) -> [&mut Right; 2] {
         [&mut self.right, &mut self.late]
     }
+}
+
+/// Whether the own log goes on, entry by entry, from the own state to that of the donor.
+fn leads_to(c: &Config, me: &Replica, donor: &Replica) -> bool {
+    let (mut index, mut epoch) = (me.applied, me.applied_epoch);
+    while index < donor.applied {
+        let entry = me.ring[c.slot(index + 1)];
+        if entry.index() != index + 1 || entry.prev() != epoch {
+            return false;
+        }
+        (index, epoch) = (index + 1, entry.epoch());
+    }
+    (index, epoch) == (donor.applied, donor.applied_epoch)
 }
 
 /// Whether a candidate with the log `own` takes over the log that it `read`.

@@ -42,6 +42,10 @@ pub(crate) enum Who {
 
 /// Verbs that go through before a stop, at most.
 const MAX_VERBS: u64 = 60;
+/// The same, if only changes of rights, queue pairs and registrations count.
+const MAX_CHANGES: u64 = 6;
+/// Detection times that trouble lasts at most; a pause of a process may be longer.
+pub(crate) const LONG: u64 = 30;
 
 impl Group {
     pub(crate) fn rng<T>(&self, draw: impl FnOnce(&mut crate::Rng) -> T) -> T {
@@ -135,15 +139,27 @@ impl Group {
     }
 
     pub(crate) fn pause_ns(&self) -> u64 {
+        self.pause_of(LONG)
+    }
+
+    /// From a tenth of a detection time to this many.
+    pub(crate) fn pause_of(&self, most: u64) -> u64 {
         let detect = self.settings.detect_ns;
-        self.rng(|rng| rng.spread(detect / 10, 30 * detect))
+        self.rng(|rng| rng.spread(detect / 10, most * detect))
     }
 
     pub(crate) fn stop(&self, slot: usize, pause_ns: Option<u64>) {
-        let stop = self.rng(|rng| Stop {
-            engine: *rng.pick(&Engine::BOTH),
-            verbs: rng.below(MAX_VERBS) as u32,
-            pause_ns,
+        let stop = self.rng(|rng| {
+            let at_change = rng.one_in(4);
+            Stop {
+                engine: match at_change && !rng.one_in(8) {
+                    true => Engine::Background,
+                    false => *rng.pick(&Engine::BOTH),
+                },
+                at_change,
+                verbs: rng.below(if at_change { MAX_CHANGES } else { MAX_VERBS }) as u32,
+                pause_ns,
+            }
         });
         let mut cpu = self.slots[slot].cpu.get();
         cpu.stop = Some(stop);

@@ -119,6 +119,8 @@ impl From<u64> for Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stop {
     pub(crate) engine: Engine,
+    /// Only at a change of rights, queue pairs or registrations, or right after one: seldom, and most is at stake.
+    pub(crate) at_change: bool,
     /// Verbs that still go through.
     pub(crate) verbs: u32,
     /// How long, or for ever: then the process is killed.

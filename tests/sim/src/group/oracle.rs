@@ -1,6 +1,6 @@
 //! What must hold at every step, whatever happens: the oracles. Each looks at the replicas' memory and at what they
-//! say, and knows of the protocol only what it promises. The numbers I1 to I26 are those of the invariants in
-//! `docs/sim.md`.
+//! say, and knows of the protocol only what it promises. The numbers are those of the invariants I1 to I26 in
+//! `docs/sim.md`, section 3, which also says what holds those that no oracle looks at.
 
 use std::collections::{HashMap, HashSet};
 

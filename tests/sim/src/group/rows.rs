@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::hook::Verb;
+
 macro_rules! rows {
     ($($(#[doc = $what:literal])+ $name:ident = $row:literal),+ $(,)?) => {
         /// A row.
@@ -42,6 +44,28 @@ rows! {
     FollowerPaused = "follower_paused",
     /// A paused leader woke up to find another one.
     WokeDeposed = "woke_deposed",
+    /// A replica is paused for more than thirty detection times.
+    PausedLong = "paused_long",
+    /// A process is killed before it posts a request.
+    KilledAtPost = "killed_at_post",
+    /// A process is killed before it polls a completion queue.
+    KilledAtPoll = "killed_at_poll",
+    /// A process is killed before it changes a queue pair's state or rights: before a grant or a revocation.
+    KilledAtModify = "killed_at_modify",
+    /// A process is killed before it makes, changes or ends a registration.
+    KilledAtRegister = "killed_at_register",
+    /// A process is killed when such a change is made and it does not know yet: between a revocation and the grant.
+    KilledAfterChange = "killed_after_change",
+    /// The same places, and a pause.
+    PausedAtPost = "paused_at_post",
+    /// Before it polls.
+    PausedAtPoll = "paused_at_poll",
+    /// Before it changes a queue pair.
+    PausedAtModify = "paused_at_modify",
+    /// Before it changes a registration.
+    PausedAtRegister = "paused_at_register",
+    /// Between a revocation and the grant.
+    PausedAfterChange = "paused_after_change",
     /// A replica's CPU dies while its NIC goes on serving its memory.
     Zombie = "zombie",
     /// A NIC goes down while the CPU lives.
@@ -119,6 +143,24 @@ pub struct Rows([u64; Row::ALL.len()]);
 impl Default for Rows {
     fn default() -> Self {
         Self([0; Row::ALL.len()])
+    }
+}
+
+impl Row {
+    /// Where a process was killed or paused.
+    pub(crate) fn of_stop(verb: Verb, killed: bool) -> Self {
+        match (verb, killed) {
+            (Verb::Post, true) => Self::KilledAtPost,
+            (Verb::Poll, true) => Self::KilledAtPoll,
+            (Verb::Modify, true) => Self::KilledAtModify,
+            (Verb::Register, true) => Self::KilledAtRegister,
+            (Verb::Changed, true) => Self::KilledAfterChange,
+            (Verb::Post, false) => Self::PausedAtPost,
+            (Verb::Poll, false) => Self::PausedAtPoll,
+            (Verb::Modify, false) => Self::PausedAtModify,
+            (Verb::Register, false) => Self::PausedAtRegister,
+            (Verb::Changed, false) => Self::PausedAfterChange,
+        }
     }
 }
 

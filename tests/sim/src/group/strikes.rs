@@ -3,7 +3,7 @@
 use mu_protocol::log::Source;
 
 use super::app::Misbehaviour;
-use super::faults::{Act, Who};
+use super::faults::{Act, LONG, Who};
 use super::plan::Theme;
 use super::rows::Row;
 use super::{Engine, Group};
@@ -13,6 +13,8 @@ use crate::world::NodeId;
 /// Protection domains of a replica, in the order in which they are made.
 const LOG_DOMAIN: u32 = 0;
 const BOARD_DOMAIN: u32 = 1;
+/// Detection times that a process is paused at most.
+const LONGEST_PAUSE: u64 = 100;
 /// Clients at most, brief ones included.
 const MAX_CLIENTS: usize = 200;
 
@@ -28,7 +30,10 @@ impl Group {
                 } else {
                     Row::FollowerPaused
                 });
-                let pause = self.pause_ns();
+                let pause = self.pause_of(LONGEST_PAUSE);
+                if pause > LONG * self.settings.detect_ns {
+                    self.hit(Row::PausedLong);
+                }
                 self.stop(slot, Some(pause));
             }
             Theme::Hang => self.strike_hang(),

@@ -83,6 +83,10 @@ impl Group {
         let Some(stop) = cpu.stop.as_mut().filter(|stop| stop.engine == engine) else {
             return;
         };
+        let change = matches!(verb, Verb::Modify | Verb::Register | Verb::Changed);
+        if stop.at_change && !change {
+            return;
+        }
         // Polling is most of what is called, and seldom where anything can go wrong: it counts for less.
         if verb == Verb::Poll && !self.core.borrow_mut().rng.one_in(8) {
             return;
@@ -96,6 +100,7 @@ impl Group {
         self.world.note(stop.verbs.into(), || {
             format!("replica {slot} stops before {verb:?}: {stop:?}")
         });
+        self.hit(Row::of_stop(verb, stop.pause_ns.is_none()));
         match stop.pause_ns {
             None => {
                 self.world.freeze(&process.ctx);
