@@ -1,5 +1,5 @@
-//! Where things lie in memory that peers read or write. Everything is 64-bit words; `layout_hash` in the facade covers
-//! it.
+//! Where things lie in memory that peers read or write. Everything is 64-bit words. Whoever changes anything here raises
+//! [`message::VERSION`](crate::message::VERSION), which is in the hash that two members compare.
 //!
 //! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it. The *board* memory:
 //! the public line, which every peer reads, then one mailbox row per replica, which that peer writes. The *outbox* is
@@ -9,7 +9,7 @@ use mu_verbs::WORD;
 
 use crate::check::mix;
 use crate::ids::{Epoch, Members, ReplicaId};
-use crate::limits::{LOG_HEADER_BYTES, MAX_REPLICAS, PUBLIC_WORDS, ROW_WORDS};
+use crate::limits::{LOG_HEADER_BYTES, MAX_POSITION, MAX_REPLICAS, PUBLIC_WORDS, ROW_WORDS};
 
 /// Words of the log's header.
 pub mod header {
@@ -218,7 +218,7 @@ impl Ack {
             applied_at,
             incarnation,
         ];
-        (epoch != 0 && mix(sealed) == check).then_some(Self {
+        (epoch != 0 && mix(sealed) == check && is_place(applied, applied_at)).then_some(Self {
             incarnation,
             epoch: Epoch(epoch),
             promised: Epoch(promised),
@@ -274,7 +274,7 @@ impl SnapshotAnswer {
     /// Decodes; `None` for a torn, stale or empty record.
     pub fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         let [request, addr, keys, len, index, at, epoch] = opened(words)?;
-        (request != 0).then_some(Self {
+        (request != 0 && is_place(index, at)).then_some(Self {
             request,
             addr,
             rkey: (keys >> 32) as u32,
@@ -285,6 +285,11 @@ impl SnapshotAnswer {
             epoch: Epoch(epoch),
         })
     }
+}
+
+/// Whether there can be an entry with this index, and an end of it at this position.
+fn is_place(index: u64, at: u64) -> bool {
+    index <= MAX_POSITION && at <= MAX_POSITION && at.is_multiple_of(WORD as u64)
 }
 
 /// Appends the check word.

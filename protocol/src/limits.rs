@@ -10,15 +10,21 @@ pub const LOG_HEADER_BYTES: usize = 128;
 pub const MIN_RING_BYTES: usize = 4096;
 /// Largest ring, in bytes.
 pub const MAX_RING_BYTES: usize = 1 << 36;
+/// Positions and indexes beyond are nonsense: a log of that length would take centuries.
+pub const MAX_POSITION: u64 = 1 << 62;
 /// Largest entry, header and tail included, in bytes: also bounded by a quarter of the ring.
 pub const MAX_ENTRY_BYTES: usize = 16 << 20;
+/// Bytes of an entry that no command can have: header, tail, frame and then some.
+pub const ENTRY_RESERVE_BYTES: usize = 256;
+/// Longest command, in bytes, in a ring of any size.
+pub const MAX_COMMAND_BYTES: usize = MAX_ENTRY_BYTES - ENTRY_RESERVE_BYTES;
 /// Commands of one entry.
 pub const MAX_BATCH: usize = 4096;
 /// Commands submitted and not yet answered, at one leader.
 pub const MAX_PENDING: usize = 65_536;
 /// Reads waiting for one round that proves leadership.
 pub const MAX_READS: usize = 4096;
-/// Bytes of one reply that a session keeps for a retry; a longer reply is kept as unknown.
+/// Bytes of one reply that a session keeps for a retry; of a longer one only that the command was applied.
 pub const MAX_KEPT_REPLY: usize = 64;
 /// Sessions of one group.
 pub const MAX_SESSIONS: usize = 1 << 20;

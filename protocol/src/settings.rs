@@ -1,10 +1,13 @@
-//! Settings of one replica. All of a group must agree on the members, the ring, the largest command, the sessions and
-//! the checksum; connecting refuses others. The rest may differ.
+//! Settings of one replica. All of a group must agree on the ring, the largest command, the sessions and the checksum;
+//! connecting refuses others. They must agree on the members too, which the host has to compare. The rest may differ, as
+//! far as the protocol goes; the facade compares more.
 
 use mu_verbs::Placement;
 
 use crate::ids::{Members, ReplicaId};
-use crate::limits::{MAX_ENTRY_BYTES, MAX_PENDING, MAX_RING_BYTES, MAX_SESSIONS, MIN_RING_BYTES};
+use crate::limits::{
+    ENTRY_RESERVE_BYTES, MAX_ENTRY_BYTES, MAX_PENDING, MAX_RING_BYTES, MAX_SESSIONS, MIN_RING_BYTES,
+};
 
 /// How entries are protected against torn placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +141,7 @@ impl Settings {
             "max_command_bytes",
             self.max_command_bytes as u64,
             1,
-            (entry_max - 256) as u64,
+            (entry_max - ENTRY_RESERVE_BYTES) as u64,
         )?;
         range("sessions", self.sessions as u64, 1, MAX_SESSIONS as u64)?;
         range("window", self.window as u64, 1, MAX_PENDING as u64)?;

@@ -257,6 +257,7 @@ fn replication_counters(c: &replication::Counters) -> Vec<(String, u64)> {
         ("rejoins", c.rejoins),
         ("snapshots", c.snapshots),
         ("damaged", c.damaged),
+        ("mended", c.mended),
         ("admitted", c.admitted),
         ("stale_completions", c.stale),
     ])

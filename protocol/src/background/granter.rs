@@ -143,9 +143,10 @@ impl<C: Context, Z: Zoo> Granter<C, Z> {
                     }
                     // What it posted may still be on its way. A later grant must not let that land on what others write
                     // in between: with a new connection the old packets go nowhere. If it is the next holder itself,
-                    // nobody writes in between, and it waits for its own requests before it begins.
-                    let kept = self.zoo.has(Bug::StaleRequests);
-                    if self.arbiter.promise().owner() != Some(from) && !kept {
+                    // nobody writes in between, and it waits for its own requests before it begins; but a replica that
+                    // catches up writes its log itself, and then the holder must notice that it has lost the right.
+                    let next = grants && self.arbiter.promise().owner() == Some(from);
+                    if !next && !self.zoo.has(Bug::StaleRequests) {
                         settled.retired = settled.retired.with(from);
                     }
                 }

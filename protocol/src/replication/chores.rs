@@ -7,6 +7,7 @@ use mu_verbs::sync::Ordering;
 use super::lane::Op;
 use super::lead::{Follower, Handover, Phase, Stage};
 use super::leader::{lose, note};
+use super::rejoin::Lack;
 use super::{Event, Replication};
 use crate::entry::{Kind, admit};
 use crate::layout::{Role, header, public};
@@ -26,7 +27,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         }
         if self.is_stuck_at_damage(now_ns) {
             self.resign(each);
-            self.catch_up(self.commit, each);
+            self.catch_up(Lack::Payload, self.commit, each);
             return true;
         }
         self.take_acks(now_ns);
@@ -154,7 +155,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             .iter_mut()
             .filter(|f| f.stage == Stage::Confirmed)
         {
-            let commit = follower.may_know(self.commit, lead.end);
+            let commit = follower.may_know(self.commit, lead.end, self.in_order);
             if !due(follower, commit) {
                 continue;
             }

@@ -8,10 +8,11 @@ use mu_verbs::{Context, PostError};
 use super::lane::{Op, Target};
 use super::lead::{Follower, Phase, Stage};
 use super::leader::note;
+use super::rejoin::Lack;
 use super::{Event, Replication};
 use crate::entry::{Kind, OVERHEAD_BYTES};
 use crate::ids::{Epoch, ReplicaId};
-use crate::layout::{Ack, Role, header, row};
+use crate::layout::{Ack, Role, header, public, row};
 use crate::log::{Found, Point, Source, find, look, look_at};
 use crate::machine::StateMachine;
 use crate::zoo::{Bug, Zoo};
@@ -46,13 +47,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Whether a majority's logs were read, and one of them no longer has what this replica lacks: everything that a
-    /// voter applied or was told of lies in its log, unless it has been recycled. Which of its lives granted does not
+    /// voter applied or knows to be decided lies in its log, unless it has been recycled or cannot be read. Which of its lives granted does not
     /// matter here. That a life other than the one last known to be admitted grants is itself a sign of being behind.
     fn is_lapped(&self) -> bool {
         let read = self.lead.read_voters();
-        // The position says it as well: it may be published before the index.
+        // The position says it as well: it may be published before the index. And a leader that is busy tells what is
+        // decided by its entries only, of which one may be damaged there.
         let lapped = |(f, end): (&Follower, Point)| {
-            end.index < f.told.max(f.matched) || end.at < f.applied_at
+            let says = self.shared.peer(f.id).public(public::COMMIT);
+            end.index < f.told.max(f.matched).max(says) || end.at < f.applied_at
         };
         read.clone().count() + 1 >= self.quorum()
             && read.into_iter().any(lapped)
@@ -65,7 +68,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.resign(each);
         // Whatever leads on: whoever holds the most may not be there to ask.
         let least = self.machine.applied().index + 1;
-        self.catch_up(least, each);
+        self.catch_up(Lack::Entries, least, each);
     }
 
     /// Takes acknowledgements of this epoch that have not been taken.
@@ -399,6 +402,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.commit = self.commit.max(known.min(end.index));
         // What is known to be decided makes room in the ring.
         while self.apply_decided(each) {}
+        if self.stopped.is_some() {
+            // One of them was no list of commands.
+            return;
+        }
         for slot in 0..self.lead.followers.len() {
             let Follower { id, stage, .. } = self.lead.followers[slot];
             match stage {
@@ -444,7 +451,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let kept = end.at.saturating_sub(self.log.ring());
         let whole = from >= kept
             && from <= end.at
-            && (from >= self.lead.start_at || self.is_whole(follower));
+            && (from >= self.lead.start.at || self.is_whole(follower));
         if !whole && from <= end.at {
             // Too far behind for this log: it has to catch up otherwise, and sees that by the horizon. Those ahead of
             // it are judged by themselves.
@@ -506,12 +513,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.zoo,
         );
         point.epoch = first.map_or(Epoch::NONE, |header| header.previous);
-        while point.at < self.lead.start_at {
+        while point.at < self.lead.start.at {
             match look(&self.log, point, self.max_entry, self.zoo) {
                 Some(header) => point = point.after(&header),
                 None => return false,
             }
         }
-        point.at == self.lead.start_at
+        // Another entry can end at the same place.
+        point == self.lead.start
     }
 }

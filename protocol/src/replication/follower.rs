@@ -11,7 +11,7 @@ use mu_verbs::Context;
 
 use super::lane::POLLED;
 use super::lead::Lead;
-use super::rejoin::Kept;
+use super::rejoin::{Kept, Lack};
 use super::{Event, Outcome, Replication, Stopped};
 use crate::check::mix;
 use crate::entry::{Kind, admitted};
@@ -239,7 +239,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
         if self.is_stuck_at_damage(now_ns) {
-            self.catch_up(self.commit, each);
+            self.catch_up(Lack::Payload, self.commit, each);
             return true;
         }
         if !self.is_left_behind(applied) {
@@ -255,7 +255,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let since = *self.follow.behind_ns.get_or_insert(now_ns);
         let late = now_ns.saturating_sub(since) > self.settings.completion_timeout_ns;
         if next.is_none() || late {
-            self.catch_up(applied.index + 1, each);
+            self.catch_up(Lack::Entries, applied.index + 1, each);
             return true;
         }
         false
@@ -298,7 +298,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Catches up by snapshot, since the log alone cannot bring this replica on. A state below `least` would not help.
     /// The vote is kept, and rests until there is state again.
-    pub(super) fn catch_up(&mut self, least: u64, each: &mut impl FnMut(Event<'_>)) {
+    pub(super) fn catch_up(&mut self, lack: Lack, least: u64, each: &mut impl FnMut(Event<'_>)) {
         self.counters.rejoins += 1;
         (self.follow.damaged_ns, self.follow.behind_ns) = (None, None);
         let from = self.machine.applied().at;
@@ -306,6 +306,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             from,
             until: from + self.log.ring(),
             least,
+            lack,
         });
         self.take_role(Role::Recovering, Epoch::NONE, each);
     }

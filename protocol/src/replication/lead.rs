@@ -161,9 +161,10 @@ impl Follower {
         Ok(())
     }
 
-    /// The commit index that may be written into its header: what is posted before it covers that.
-    pub(super) fn may_know(&self, commit: u64, end: Point) -> u64 {
-        if self.sent == end.at {
+    /// The commit index that may be written into its header: what is posted before it covers that, and becomes visible
+    /// before it, where the device places things in order; else what has arrived does.
+    pub(super) fn may_know(&self, commit: u64, end: Point, in_order: bool) -> u64 {
+        if in_order && self.sent == end.at {
             commit
         } else {
             commit.min(self.matched)
@@ -224,8 +225,8 @@ pub(super) struct Lead {
     pub(super) end: Point,
     /// Index of the first entry of this epoch.
     pub(super) first: u64,
-    /// The own applied position when this leadership began: from there on the own ring is known to be whole.
-    pub(super) start_at: u64,
+    /// What was applied when this leadership began: from there on the own ring is known to be whole.
+    pub(super) start: Point,
     /// Positions below are not in the own ring although the ring would have room for them.
     pub(super) valid_from: u64,
     /// Up to here nobody who is being written needs what the ring holds; that only grows until another one is
@@ -262,7 +263,7 @@ impl Lead {
             phase: Phase::Off,
             end: Point::default(),
             first: 0,
-            start_at: 0,
+            start: Point::default(),
             valid_from: 0,
             free_until: 0,
             time_ns: 0,
@@ -377,7 +378,7 @@ impl Lead {
         });
         self.epoch = epoch;
         self.phase = Phase::Granting;
-        (self.start_at, self.valid_from, self.free_until) = (applied.at, 0, 0);
+        (self.start, self.valid_from, self.free_until) = (applied, 0, 0);
         (self.minority_ns, self.full_ns, self.handover) = (None, None, None);
         self.appended_ns = now_ns;
         for follower in &mut self.followers {
@@ -457,5 +458,28 @@ impl Lead {
             .iter()
             .filter(|f| f.stage == Stage::Confirmed);
         confirmed.fold(applied.at, |least, f| least.min(f.applied_at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_told_what_is_posted_before_it_or_where_nothing_is_in_order_what_has_arrived() {
+        let end = Point {
+            index: 9,
+            at: 900,
+            epoch: Epoch::NONE,
+        };
+        let follower = |sent| Follower {
+            sent,
+            matched: 5,
+            ..Follower::new(ReplicaId::new(1).expect("an id"))
+        };
+        assert_eq!(follower(900).may_know(8, end, true), 8);
+        assert_eq!(follower(900).may_know(8, end, false), 5);
+        assert_eq!(follower(700).may_know(8, end, true), 5);
+        assert_eq!(follower(900).may_know(4, end, false), 4);
     }
 }

@@ -158,7 +158,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 self.refresh_applied();
             }
             let needed = self.lead.needed_from(self.machine.applied());
-            self.lead.free_until = needed + self.log.ring();
+            self.lead.free_until = needed.saturating_add(self.log.ring());
             if until <= self.lead.free_until {
                 return true;
             }

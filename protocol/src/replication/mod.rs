@@ -18,7 +18,7 @@ mod snapshot;
 
 use std::sync::Arc;
 
-use mu_verbs::{Context, Error, Memory};
+use mu_verbs::{Context, Error, Memory, Placement};
 
 pub use lane::PerPeer;
 
@@ -84,8 +84,11 @@ pub enum Refused {
     /// Another replica leads, or nobody.
     #[error("this replica does not lead; {}", hint(.0))]
     NotLeader(Option<ReplicaId>),
-    /// Too much is submitted and not answered, or the ring is full: poll, and try again.
-    #[error("busy: {pending} commands are in flight, or the log is full; try again")]
+    /// Too much is submitted and not answered, what was submitted since the last poll fills an entry, or the ring is
+    /// full: poll, and try again.
+    #[error(
+        "busy: {pending} commands are in flight, an entry is full, or the log is; poll and try again"
+    )]
     Overloaded {
         /// Commands submitted and not answered.
         pending: u64,
@@ -225,6 +228,8 @@ pub struct Counters {
     pub snapshots: u64,
     /// Entries found damaged.
     pub damaged: u64,
+    /// Those that another one's copy mended.
+    pub mended: u64,
     /// Replicas admitted, as applied here.
     pub admitted: u64,
     /// Completions of earlier connections, dropped.
@@ -246,6 +251,8 @@ pub struct Replication<C: Context, S: StateMachine, Z: Zoo = Sound> {
     wall_offset_ns: u64,
     /// Entries get a checksum.
     checksum: bool,
+    /// What is posted first becomes visible first.
+    in_order: bool,
     max_entry: usize,
     /// A majority of the members.
     quorum: usize,
@@ -301,7 +308,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             .next_multiple_of(64)
             .max(CHUNK.min(settings.ring_bytes / 2));
         let rejoin = Rejoin::new(&ctx, &board_pd, stretch, parts.pull_qps, parts.pull_cq)?;
-        let checksum = settings.wants_checksum(ctx.caps().placement);
+        let placement = ctx.caps().placement;
+        let checksum = settings.wants_checksum(placement);
+        let in_order = placement == Placement::WholeMessage;
         let role = if settings.form {
             Role::Follower
         } else {
@@ -313,6 +322,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             incarnation: parts.incarnation,
             wall_offset_ns: parts.wall_offset_ns,
             checksum,
+            in_order,
             max_entry,
             quorum: settings.members.quorum(),
             standing: Standing::default(),

@@ -15,9 +15,10 @@ use mu_verbs::{
 
 use super::lane::PerPeer;
 use super::{Event, Replication};
+use crate::entry::Header;
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Role, SnapshotAnswer, header, public, row};
-use crate::log::{Found, Point, Window, find};
+use crate::log::{Found, Point, Window, find, look};
 use crate::machine::StateMachine;
 use crate::shared::Peer;
 use crate::zoo::{Bug, Zoo};
@@ -26,6 +27,9 @@ use crate::zoo::{Bug, Zoo};
 pub(super) const CHUNK: usize = 256 << 10;
 /// The log is pulled until the donor is at most so many bytes ahead; the leader brings the rest.
 const CLOSE: u64 = 64 << 10;
+
+/// Election times after which one that nobody has a state for goes back to where it was.
+const ALONE: u64 = 4;
 
 /// Low bits of a request's number, which tell the requests of a round apart.
 const ROUND_BITS: u32 = 6;
@@ -49,6 +53,17 @@ enum Step {
         from: u64,
         to: u64,
     },
+    /// Another one's copy of the damaged entry is being read.
+    Entry { donor: ReplicaId, header: Header },
+}
+
+/// Why a replica that still has its vote cannot go on with its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// The next entries are not there any more. Nothing is wrong with those that are.
+    Entries,
+    /// The next entry is decided and cannot be read.
+    Payload,
 }
 
 /// What a replica that still has its vote keeps of its log.
@@ -65,6 +80,8 @@ pub(super) struct Kept {
     pub(super) until: u64,
     /// A state below this index would not help: damaged entries up to it are known to be decided, or somebody has more.
     pub(super) least: u64,
+    /// Why.
+    pub(super) lack: Lack,
 }
 
 /// What the matter needs.
@@ -86,6 +103,10 @@ pub(super) struct Rejoin<C: Context> {
     done: u64,
     failed: bool,
     bytes: Vec<u8>,
+    /// Something was restored, or was to be: the state from before is gone.
+    restored: bool,
+    /// Since when nobody has had a state that helps.
+    alone_ns: Option<u64>,
     /// Donors that did not help, until all have been tried.
     tried: Members,
     /// Bytes pulled.
@@ -115,6 +136,8 @@ impl<C: Context> Rejoin<C> {
             done: 0,
             failed: false,
             bytes: Vec::new(),
+            restored: false,
+            alone_ns: None,
             tried: Members::NONE,
             pulled: 0,
         })
@@ -123,7 +146,7 @@ impl<C: Context> Rejoin<C> {
     pub(super) fn restart(&mut self, kept: Kept) {
         self.step = Step::Begin;
         self.bytes = Vec::new();
-        self.kept = Some(kept);
+        (self.kept, self.restored, self.alone_ns) = (Some(kept), false, None);
     }
 
     fn go(&mut self, step: Step, now_ns: u64) {
@@ -167,6 +190,23 @@ impl<C: Context> Rejoin<C> {
         }
         self.done.count_ones() == self.posted
     }
+
+    /// Whether both copies of what was pulled are equal.
+    fn copies_agree(&self, len: usize) -> bool {
+        let scratch = self.scratch.memory();
+        let second = self.stretch / WORD;
+        (0..len / WORD).all(|word| scratch.load(word) == scratch.load(second + word))
+    }
+
+    /// What was pulled, as a log from `from` on.
+    fn window(&self, from: u64, len: usize) -> Window<'_> {
+        Window {
+            memory: self.scratch.memory(),
+            offset: 0,
+            from,
+            len,
+        }
+    }
 }
 
 impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
@@ -176,6 +216,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             Step::Begin | Step::Asked { .. } => false,
             Step::Reading { donor, answer } => self.read_snapshot(donor, answer, now_ns),
             Step::Log { donor, from, to } => self.read_log(donor, from, to, now_ns, each),
+            Step::Entry { donor, header } => self.read_entry(donor, header, now_ns, each),
         }
     }
 
@@ -185,10 +226,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         let timeout_ns = 40 * self.settings.completion_timeout_ns;
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {
-            Step::Begin => self.ask(now_ns),
+            Step::Begin => self.ask(now_ns, each),
             // A donor with much state may look dead for a while.
             Step::Asked { donor, .. } if late => self.give_up(donor, now_ns),
-            Step::Reading { donor, .. } if late => {
+            Step::Reading { donor, .. } | Step::Entry { donor, .. } if late => {
                 self.fault(donor);
                 self.give_up(donor, now_ns);
             }
@@ -197,13 +238,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 self.finish(each);
             }
             Step::Asked { donor, request } => self.take_answer(donor, request, now_ns),
-            Step::Reading { .. } | Step::Log { .. } => {}
+            Step::Reading { .. } | Step::Log { .. } | Step::Entry { .. } => {}
         }
         true
     }
 
     /// Asks the best donor for a snapshot, once nobody may write this log.
-    fn ask(&mut self, now_ns: u64) {
+    fn ask(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
         if self.shared.holder().is_some() {
             return;
         }
@@ -221,6 +262,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // A follower rather than the leader, whose latency matters.
         let cost = |id: &ReplicaId| self.shared.peer(*id).standing().role == Role::Leader;
         let donors: Members = self.settings.peers().iter().filter(able).collect();
+        if donors.is_empty() {
+            self.go_without_state(now_ns, each);
+            return;
+        }
+        self.rejoin.alone_ns = None;
         let fresh = donors
             .iter()
             .filter(|id| !self.rejoin.tried.contains(*id))
@@ -238,6 +284,77 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.rejoin.go(Step::Asked { donor, request }, now_ns);
     }
 
+    /// Nobody has a state that helps. Others may have what this replica lacks in their logs, and need its vote to learn
+    /// that it is decided. One that lacks entries goes back to where it was after a while: nothing is wrong with its
+    /// log, so its vote is worth what it was. One with a damaged entry asks for that very entry.
+    fn go_without_state(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
+        let since = *self.rejoin.alone_ns.get_or_insert(now_ns);
+        let Some(Kept { lack, .. }) = self.rejoin.kept.filter(|_| !self.rejoin.restored) else {
+            return;
+        };
+        match lack {
+            Lack::Entries if now_ns.saturating_sub(since) > ALONE * self.settings.election_ns => {
+                self.finish(each);
+            }
+            Lack::Entries => {}
+            Lack::Payload => self.ask_for_entry(now_ns),
+        }
+    }
+
+    /// Reads another one's copy of the damaged entry, if its header is sound here and says by a checksum what it was.
+    fn ask_for_entry(&mut self, now_ns: u64) {
+        let applied = self.machine.applied();
+        let header = look(&self.log, applied, self.max_entry, self.zoo);
+        let Some(header) = header.filter(|header| header.crc.is_some()) else {
+            return;
+        };
+        // Who it is does not matter: the bytes must fit the header.
+        let peers = self.settings.peers().iter();
+        let mut able = peers.filter(|id| {
+            let peer = self.shared.peer(*id);
+            peer.is_alive() && connected(peer) != 0 && !self.rejoin.tried.contains(*id)
+        });
+        let Some(donor) = able.next() else {
+            self.rejoin.tried = Members::NONE;
+            return;
+        };
+        self.rejoin.round();
+        self.rejoin.link = connected(self.shared.peer(donor));
+        self.rejoin.go(Step::Entry { donor, header }, now_ns);
+        self.pull(donor, applied.at..applied.at + header.size() as u64);
+    }
+
+    /// Another one's copy is here: takes it if it is that entry, byte for byte but for what the checksum leaves open.
+    fn read_entry(
+        &mut self,
+        donor: ReplicaId,
+        header: Header,
+        now_ns: u64,
+        each: &mut impl FnMut(Event<'_>),
+    ) -> bool {
+        if !self.rejoin.settled() && !self.rejoin.failed {
+            return false;
+        }
+        let applied = self.machine.applied();
+        let window = self.rejoin.window(applied.at, header.size());
+        let found = find(
+            &window,
+            applied,
+            self.max_entry,
+            &mut self.payload,
+            self.zoo,
+        );
+        let same = matches!(found, Found::Entry(copy) if copy == header);
+        if self.has_failed(donor) || !same || !self.rejoin.copies_agree(header.size()) {
+            self.give_up(donor, now_ns);
+            return true;
+        }
+        self.put(applied.at, header.size());
+        self.counters.mended += 1;
+        self.finish(each);
+        true
+    }
+
     /// The donor's answer, if it is there: begins to read, or asks another one.
     fn take_answer(&mut self, donor: ReplicaId, request: u64, now_ns: u64) {
         let answer = SnapshotAnswer::from_words(self.board.record(donor, row::SNAPSHOT_ANSWER));
@@ -245,7 +362,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         };
         // Nor back: what this life has published as applied, others may have counted on.
-        let usable = (1..=self.settings.max_snapshot_bytes as u64).contains(&answer.len);
+        let usable = (1..=self.settings.max_snapshot_bytes as u64).contains(&answer.len)
+            && answer.at >= self.machine.applied().at;
         if !usable || answer.index < self.least() {
             self.give_up(donor, now_ns);
             return;
@@ -301,6 +419,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             epoch: answer.epoch,
         };
         let goes_on = self.own_log_leads_to(point);
+        self.rejoin.restored = true;
         let sound = crc32c::crc32c(&bytes) == answer.crc
             && self
                 .take_admissions(&bytes)
@@ -310,18 +429,22 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.give_up(donor, now_ns);
             return;
         }
-        // What this replica knew before is void, its header and commit index too.
-        self.commit = point.index;
         self.follow.restart();
-        self.log.set_header(header::COMMIT, 0);
+        let stays = |kept: &Kept| (kept.from..kept.until).contains(&point.at);
+        let kept = self.rejoin.kept.filter(stays);
+        if kept.is_some() {
+            // It stays, and what was known of it does.
+            self.commit = self.commit.max(point.index);
+        } else {
+            self.commit = point.index;
+            self.log.set_header(header::COMMIT, 0);
+        }
         // The ring may hold entries that were never decided, at positions that this state skips. Whoever pulls this log
         // takes all below the applied position for decided, so they go before that is raised.
-        match self.rejoin.kept {
+        match kept {
             _ if goes_on => {}
-            Some(Kept { from, until, .. }) if (from..until).contains(&point.at) => {
-                self.log.clear(from..point.at);
-            }
-            _ => self.log.clear(0..self.log.ring()),
+            Some(Kept { from, .. }) => self.log.clear(from..point.at),
+            None => self.log.clear(0..self.log.ring()),
         }
         self.board.set_public(public::APPLIED_AT, point.at);
         self.board.set_public(public::APPLIED, point.index);
@@ -419,17 +542,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// acknowledged. `None` if there is none: the first was recycled.
     fn take_stretch(&mut self, at: Range<u64>) -> Option<u64> {
         let len = (at.end - at.start) as usize;
-        let scratch = self.rejoin.scratch.memory();
-        let second = self.rejoin.stretch / WORD;
-        if (0..len / WORD).any(|word| scratch.load(word) != scratch.load(second + word)) {
+        if !self.rejoin.copies_agree(len) {
             return None;
         }
-        let window = Window {
-            memory: scratch,
-            offset: 0,
-            from: at.start,
-            len,
-        };
+        let window = self.rejoin.window(at.start, len);
         let mut whole = self.machine.applied();
         while window.covers(whole.at)
             && let Found::Entry(header) =
@@ -437,10 +553,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         {
             whole = whole.after(&header);
         }
-        self.payload.resize((whole.at - at.start) as usize, 0);
-        scratch.read_bytes(0, &mut self.payload);
-        self.log.write(at.start, &self.payload);
+        self.put(at.start, (whole.at - at.start) as usize);
         (whole.at > at.start).then_some(whole.at)
+    }
+
+    /// Puts what was pulled into the own ring.
+    fn put(&mut self, at: u64, len: usize) {
+        self.payload.resize(len, 0);
+        self.rejoin
+            .scratch
+            .memory()
+            .read_bytes(0, &mut self.payload);
+        self.log.write(at, &self.payload);
     }
 
     /// Applies the entries up to `to`, which are the donor's: decided, as it has applied them. The own log may go on
@@ -469,6 +593,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// There is state: from now on the leader may write here.
     fn finish(&mut self, each: &mut impl FnMut(Event<'_>)) {
+        if self.stopped.is_some() {
+            // By what was applied.
+            return;
+        }
         self.rejoin.step = Step::Begin;
         self.rejoin.tried = Members::NONE;
         self.rejoin.kept = None;

@@ -2,6 +2,7 @@
 
 mod group;
 mod review;
+mod unreadable;
 
 use group::{Group, id, is};
 use mu_protocol::entry::{Encoder, Frame, HEADER_BYTES, Header, Kind};
