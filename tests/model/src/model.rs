@@ -47,6 +47,8 @@ pub enum Step {
     SeeVoter(usize, usize),
     /// The log cannot bring it on: its vote rests until it has pulled a state.
     CatchUp(usize),
+    /// Nobody has such a state, and nothing is wrong with its log: it votes again.
+    GoBack(usize),
     /// Notices that the next entry, which it knows to be decided, is damaged.
     Damage(usize),
 }
@@ -106,6 +108,7 @@ impl Model for Config {
                 let least = state.replicas[f].applied + 1;
                 next.catch_up(self, f, least);
             }
+            GoBack(f) => next.go_back(f),
             Damage(f) => next.damage(self, f),
         }
         next.settle(self);
@@ -165,6 +168,9 @@ impl State {
         // Who has no vote has failed already: its crash is no further failure, but costs one of the crashes too.
         if self.crashes < c.crashes && (whole || !me.is_whole()) {
             steps.push(Crash(i));
+        }
+        if self.goes_back(c, i) {
+            steps.push(GoBack(i));
         }
         if c.catch_up && me.stage == Stage::Voter {
             if me.lapped || self.is_left_behind(c, i) {
@@ -303,6 +309,15 @@ impl State {
             let own = me.right.holder == me.lead.epoch;
             own && (ack.voter || c.has(CountLearner))
         }
+    }
+
+    /// Whether nobody has a state that would help `f`, whose log is as it was.
+    fn goes_back(&self, c: &Config, f: usize) -> bool {
+        let me = &self.replicas[f];
+        let helps = |r: &Replica| r.stage == Stage::Voter && r.applied >= me.least;
+        me.stage == Stage::CatchingUp
+            && me.ring[c.slot(me.applied + 1)] != Entry::TORN
+            && !self.replicas.iter().any(helps)
     }
 
     /// Whether a leader no longer has what `f`, which does not lead, would need next.

@@ -249,6 +249,12 @@ impl State {
         hand_right(c, me, Epoch::NONE, false);
     }
 
+    /// Its vote counts again, as if nothing had been.
+    pub(crate) fn go_back(&mut self, f: usize) {
+        let me = &mut self.replicas[f];
+        (me.stage, me.least, me.lapped) = (Stage::Voter, 0, false);
+    }
+
     /// The next entry of `f`, which it knows to be decided, turns out to be damaged.
     pub(crate) fn damage(&mut self, c: &Config, f: usize) {
         self.damaged = true;
