@@ -271,6 +271,75 @@ fn a_killed_leader_is_replaced_comes_back_and_counts_again() {
 }
 
 #[test]
+fn a_leader_that_is_asked_to_stop_hands_over_first() {
+    let mut cluster = Cluster::new(5);
+    (0..3).for_each(|id| cluster.start(id, true));
+    let mut client = cluster.client();
+    client.put(b"k", b"v").expect("decided");
+    for id in 0..3 {
+        cluster.wait_for(id, "it is a voter", |s| s["voter"] == true);
+    }
+    let leader = cluster.leader();
+    cluster.wait_for(leader, "both follow", |s| {
+        let peers = s["peers"].as_array().expect("peers");
+        peers.iter().all(|peer| peer["matched"].is_u64())
+    });
+    let process = cluster.process(leader);
+    kill(Pid::from_raw(process.child.id() as i32), Signal::SIGTERM).expect("sent");
+    let begin = Instant::now();
+    let heir = loop {
+        let left = PATIENCE.saturating_sub(begin.elapsed());
+        let line = process.said.recv_timeout(left).expect("it says so");
+        if let Some((_, heir)) = line.split_once("handed over to replica ") {
+            break heir.trim().to_owned();
+        }
+    };
+    assert_eq!(process.child.wait().expect("it ends").code(), Some(0));
+    assert_ne!(heir, leader.to_string());
+    assert_eq!(client.get(b"k").expect("read").as_deref(), Some(&b"v"[..]));
+}
+
+/// Two of three lose their memory. What was acknowledged may be lost with it, so nothing more is acknowledged.
+#[test]
+fn a_majority_that_is_killed_takes_the_group_down_for_good() {
+    let mut cluster = Cluster::new(6);
+    (0..3).for_each(|id| cluster.start(id, true));
+    cluster.client().put(b"k", b"v").expect("decided");
+    for id in 0..3 {
+        cluster.wait_for(id, "it is a voter", |s| s["voter"] == true);
+    }
+    let left = cluster.leader();
+    let others: Vec<u8> = (0..3).filter(|id| *id != left).collect();
+    others.iter().for_each(|id| cluster.kill(*id));
+    let no_success = |cluster: &Cluster| {
+        let options = ClientOptions {
+            patience: Duration::from_secs(2),
+            attempt: PATIENCE,
+        };
+        let mut client = Client::new(cluster.members.clone(), options).expect("a client");
+        let outcome = client.put(b"k", b"w");
+        use ClientError::{Unavailable, Unknown};
+        let down = matches!(outcome, Err(Unavailable { .. } | Unknown { .. }));
+        assert!(down, "{outcome:?}");
+    };
+    no_success(&cluster);
+    cluster.wait_for(left, "it does not lead any more", |s| s["role"] != "leader");
+    others.iter().for_each(|id| cluster.start(*id, false));
+    for id in &others {
+        cluster.wait_for(*id, "it knows its peers", |s| {
+            let peers = s["peers"].as_array().expect("peers");
+            peers.iter().all(|peer| peer["alive"] == true)
+        });
+    }
+    no_success(&cluster);
+    for id in others {
+        // The one that is left gives it the state, and nobody can give it a vote.
+        cluster.wait_for(id, "it has no vote", |s| s["voter"] == false);
+    }
+    cluster.wait_for(left, "it keeps its vote", |s| s["voter"] == true);
+}
+
+#[test]
 fn a_group_that_lost_its_memory_stays_down_and_says_so() {
     let mut cluster = Cluster::new(2);
     (0..3).for_each(|id| cluster.start(id, false));

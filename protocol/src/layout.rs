@@ -1,5 +1,5 @@
-//! Where things lie in memory that peers read or write. Everything is 64-bit words. Whoever changes anything here raises
-//! [`message::VERSION`](crate::message::VERSION), which is in the hash that two members compare.
+//! Where things lie in memory that peers read or write. Everything is 64-bit words. Whoever changes anything here
+//! raises [`message::VERSION`](crate::message::VERSION), which is in the hash that two members compare.
 //!
 //! The *log* memory: a header, then the ring. Only the replica that holds the permission writes it. The *board* memory:
 //! the public line, which every peer reads, then one mailbox row per replica, which that peer writes. The *outbox* is

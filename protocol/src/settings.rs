@@ -1,6 +1,6 @@
 //! Settings of one replica. All of a group must agree on the ring, the largest command, the sessions and the checksum;
-//! connecting refuses others. They must agree on the members too, which the host has to compare. The rest may differ, as
-//! far as the protocol goes; the facade compares more.
+//! connecting refuses others. They must agree on the members too, which the host has to compare. The rest may differ,
+//! as far as the protocol goes; the facade compares more.
 
 use mu_verbs::Placement;
 

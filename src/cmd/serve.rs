@@ -20,6 +20,8 @@ use super::{Configured, Status, misuse, print, print_json};
 const LOG: &str = "MU_LOG";
 /// Between two words about a replica that cannot recover.
 const COMPLAIN: Duration = Duration::from_secs(3);
+/// A leader that is to stop waits so long for its successor.
+const HAND_OVER: Duration = Duration::from_secs(1);
 /// Turns of the server between two looks at the clock.
 const TURNS: u32 = 256;
 
@@ -180,6 +182,7 @@ impl Start<'_> {
                     None => {}
                     Some(Ended::Signal) => {
                         tracing::info!("asked to stop");
+                        hand_over(&mut server);
                         server.stop();
                         return Ok(Status::Holds);
                     }
@@ -190,6 +193,32 @@ impl Start<'_> {
             }
             complaint.look(server.direct());
         }
+    }
+}
+
+/// A leader that is asked to stop hands over first: its clients wait for a handover instead of for the detection of a
+/// failure. It stops all the same if nothing comes of it, or if it is asked again.
+fn hand_over<C: Context>(server: &mut Server<C>) {
+    if !server.direct().leads() {
+        return;
+    }
+    let to = match server.transfer(None) {
+        Ok(to) => to,
+        Err(error) => return tracing::warn!("stops without a handover: {error}"),
+    };
+    let begin = Instant::now();
+    // It leads until another one has the right to write its log, and follows that one then.
+    while server.direct().standing().role == Role::Leader && !server.direct().leads() {
+        if begin.elapsed() > HAND_OVER {
+            return tracing::warn!("replica {to} did not take over within {HAND_OVER:?}");
+        }
+        if server.turn().is_some() {
+            return;
+        }
+    }
+    match server.direct().leads() {
+        true => tracing::warn!("replica {to} did not take over"),
+        false => tracing::info!("handed over to replica {to}"),
     }
 }
 

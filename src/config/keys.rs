@@ -1,4 +1,7 @@
-//! The keys of `cluster.toml`, and the range and default of every number among them.
+//! The keys of `cluster.toml`, and the range and default of every number among them. What the engines bound has their
+//! bounds, so that a configuration that is taken is one that they can run.
+
+use mu_protocol::limits;
 
 /// A whole number with its key and its limits.
 pub(super) struct Int {
@@ -44,7 +47,6 @@ impl Int {
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const TIB: u64 = 1 << 40;
 const SECOND_US: u64 = 1_000_000;
 
 macro_rules! int {
@@ -61,8 +63,8 @@ macro_rules! int {
     };
 }
 
-int!(LOG_BYTES, "log_bytes", 64 * KIB, TIB, PowerOfTwo, default 64 * MIB, "bytes");
-int!(MAX_COMMAND_BYTES, "max_command_bytes", 8, 64 * MIB, Any, default 8 * KIB, "bytes");
+int!(LOG_BYTES, "log_bytes", 64 * KIB, limits::MAX_RING_BYTES as u64, PowerOfTwo, default 64 * MIB, "bytes");
+int!(MAX_COMMAND_BYTES, "max_command_bytes", 8, limits::MAX_COMMAND_BYTES as u64, Any, default 8 * KIB, "bytes");
 int!(WINDOW, "window", 1, 65_536, Any, default 256, "commands in flight");
 int!(HEARTBEAT_US, "heartbeat_us", 1, SECOND_US, Any, default 50, "microseconds");
 int!(DETECT_US, "detect_us", 2, 60 * SECOND_US, Any, default 500, "microseconds");
@@ -72,7 +74,8 @@ int!(IDLE_FLUSH_US, "idle_flush_us", 1, SECOND_US, Any, default 100, "microsecon
 int!(CUT_OFF_US, "cut_off_us", 1_000, 60 * SECOND_US, Any, default 50_000, "microseconds");
 int!(DIGEST_INTERVAL, "digest_interval", 0, 1 << 32, Any, default 1024, "entries; 0: never");
 int!(SESSIONS, "sessions", 1, 1 << 20, Any, default 1024, "clients");
-int!(SNAPSHOT_MAX_BYTES, "snapshot_max_bytes", 64 * KIB, TIB, Any, default 64 * MIB, "bytes");
+int!(SNAPSHOT_MAX_BYTES, "snapshot_max_bytes", 64 * KIB, limits::MAX_SNAPSHOT_BYTES as u64, Any,
+    default 64 * MIB, "bytes");
 int!(ID, "id", 0, super::ID_MAX as u64, Any, default 0, "ids are unique");
 int!(GID_INDEX, "gid_index", 0, 255, Any, default 0, "index of a GID");
 int!(CPU, "replication_cpu", 0, 4095, Any, default 0, "number of a CPU");

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::Config;
 
 /// The version of everything that replicas say to each other and read in each other's memory.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = mu_protocol::message::VERSION;
 
 /// Hashes of what all members must have alike, in parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -174,10 +174,10 @@ const BAD: &[(&str, &str, &str)] = &[
     ("cluster", "backend = \"nic\"\ndevice = \"../x\"\ncluster",
      "device = \"../x\": expected the name of an RDMA device"),
     ("cluster", "log_bytes = 65535\ncluster",
-     "cluster.toml:1: log_bytes = 65535: expected a whole number from 65536 to 1099511627776, a power of two \
+     "cluster.toml:1: log_bytes = 65535: expected a whole number from 65536 to 68719476736, a power of two \
       (bytes)"),
     ("cluster", "log_bytes = 65537\ncluster",
-     "log_bytes = 65537: expected a whole number from 65536 to 1099511627776, a power of two (bytes)"),
+     "log_bytes = 65537: expected a whole number from 65536 to 68719476736, a power of two (bytes)"),
     ("cluster", "log_bytes = 9999999999999999999999999\ncluster",
      "log_bytes = 9999999999999999999999999: expected a whole number from 65536"),
     ("cluster", "log_bytes = \"64 MiB\"\ncluster", "log_bytes = \"64 MiB\": expected a whole number from 65536"),

@@ -64,9 +64,10 @@ impl From<replication::StartError> for StartError {
 /// How a command or read ended if not well.
 ///
 /// **Retries** are the client's business. After [`NotLeader`](Self::NotLeader), [`Overloaded`](Self::Overloaded),
-/// [`TooLarge`](Self::TooLarge) and [`Stopped`](Self::Stopped) the command was not and will not be decided.
+/// [`TooLarge`](Self::TooLarge) and [`Stopped`](Self::Stopped) *this try* was not and will not be decided.
 /// After [`Unknown`](Self::Unknown) it may be, now or later: only a retry **with the same client and sequence number**
-/// is applied once. A client has one command in flight, or numbers them upwards and retries in that order.
+/// is applied once, and if that is refused, the outcome is as unknown as before. A client has one command in flight, or
+/// numbers them upwards and sends a later one only when every earlier one was taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
@@ -79,8 +80,11 @@ pub enum ProposeError {
     /// It may or may not be decided.
     #[error("the outcome is not known: try again with the same client and sequence number")]
     Unknown,
-    /// Too much is in flight, or the log is full.
-    #[error("overloaded: too many commands are in flight, or the log is full; try again")]
+    /// Too much is in flight, the log is full, or what was submitted since the last poll fills an entry (64 KiB, or one
+    /// longest command if that is more): poll, and try again.
+    #[error(
+        "overloaded: too much is in flight or waits for the next poll, or the log is full; try again"
+    )]
     Overloaded,
     /// The command is too long.
     #[error("a command of {bytes} bytes; at most {limit} are allowed")]

@@ -160,10 +160,11 @@ impl<S: StateMachine> Group<S> {
     }
 
     /// Proposes command number `sequence` of `client` as a client should: at the leader, and again, with the same
-    /// numbers, while the outcome is unknown or there is no leader, for at most so long.
+    /// numbers, while the outcome is unknown or there is no leader, for at most so long. Without a session (`client` 0)
+    /// an unknown outcome is final, since another try could be applied beside the first.
     ///
     /// # Errors
-    /// The last try's.
+    /// The last try's; [`ProposeError::Unknown`] if an earlier one may have been decided.
     pub fn propose(
         &self,
         client: u64,
@@ -172,12 +173,14 @@ impl<S: StateMachine> Group<S> {
         patience: Duration,
     ) -> Result<Reply, ProposeError> {
         let begin = Instant::now();
+        let mut may_be_decided = false;
         loop {
             let left = patience.saturating_sub(begin.elapsed());
             let outcome = match self.leader(left) {
                 Some(leader) => leader.propose_as(client, sequence, command),
                 None => Err(ProposeError::NotLeader { hint: None }),
             };
+            may_be_decided |= outcome == Err(ProposeError::Unknown);
             let again = matches!(
                 outcome,
                 Err(ProposeError::NotLeader { .. }
@@ -185,8 +188,15 @@ impl<S: StateMachine> Group<S> {
                     | ProposeError::Overloaded
                     | ProposeError::Stopped(_))
             );
-            if !again || begin.elapsed() > patience {
+            if !again {
                 return outcome;
+            }
+            if begin.elapsed() > patience || may_be_decided && client == 0 {
+                // That the last try was refused says nothing of the others.
+                return match may_be_decided {
+                    true => Err(ProposeError::Unknown),
+                    false => outcome,
+                };
             }
             thread::sleep(LOOK);
         }

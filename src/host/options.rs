@@ -178,10 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engines_cannot_take_is_refused_with_its_name() {
-        let big = config(|b| b.log_bytes(1 << 40).max_command_bytes(64 << 20));
-        let error = Options::from_config(&big, 0, true).expect_err("too big");
-        assert!(error.to_string().contains("ring_bytes"), "{error}");
+    fn the_largest_configuration_is_one_that_the_engines_take_and_one_who_is_no_member_is_refused()
+    {
+        let big = config(|b| {
+            b.log_bytes(1 << 36)
+                .max_command_bytes((16 << 20) - 256)
+                .snapshot_max_bytes(1 << 32)
+        });
+        Options::from_config(&big, 0, true).expect("as large as can be");
         let error = Options::from_config(&config(|b| b), 7, true).expect_err("no member");
         assert!(matches!(error, StartError::Config(_)), "{error}");
     }

@@ -223,11 +223,12 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Hands the leadership to `to`, or to the most advanced follower, and waits until this replica does not lead any
-    /// more. Gives the successor, which may take a moment longer to begin.
+    /// more. Gives the chosen one, which may take a moment longer to begin; if it is held up, or this replica was
+    /// replaced meanwhile, another one leads.
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`]; [`ProposeError::Overloaded`] if no such follower is up to date;
-    /// [`ProposeError::NotHandedOver`] if nothing came of it.
+    /// [`ProposeError::NotLeader`]; [`ProposeError::Overloaded`] if no such follower is up to date, or the queue is
+    /// full; [`ProposeError::NotHandedOver`] if nothing came of it; [`ProposeError::Stopped`].
     pub fn transfer(&self, to: Option<ReplicaId>) -> Result<ReplicaId, ProposeError> {
         self.submit_transfer(to)?.wait()
     }

@@ -18,13 +18,14 @@ const DIGITS: u8 = 2;
 pub enum Stage {
     /// From the caller to the replication thread (handover mode only).
     Submit = 0,
-    /// Until the entry is in the own log and its writes are posted. In software that is the whole turn.
+    /// The turn in which it was submitted: until the entry is in the own log and its writes are posted. Where posting
+    /// carries them out, that is all.
     Post = 1,
     /// From there until a majority has it and it is applied.
     Quorum = 2,
     /// The application's part of that.
     Apply = 3,
-    /// From the caller until the reply is handed to it.
+    /// From where the replication thread takes it to the end of the turn that answers it.
     Total = 4,
 }
 

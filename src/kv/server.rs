@@ -141,7 +141,7 @@ impl<C: Context> Server<C> {
         self.direct.transfer(to)
     }
 
-    /// One turn, at the end of which it may sleep for a moment. Says when it is over.
+    /// One turn, at the end of which it may sleep for a moment. Says when it is to end; turns can go on after a signal.
     pub fn turn(&mut self) -> Option<Ended> {
         self.look_for_leader();
         let mut events = [EpollEvent::empty(); EVENTS];
@@ -153,7 +153,13 @@ impl<C: Context> Server<C> {
         for event in &events[..n] {
             match event.data() {
                 LISTENER => self.accept(),
-                SIGNALS => return Some(Ended::Signal),
+                SIGNALS => {
+                    // Taken, so that turns go on after it until the next one.
+                    let taken = self.signals.as_ref().map(SignalFd::read_signal);
+                    if !matches!(taken, Some(Ok(None))) {
+                        return Some(Ended::Signal);
+                    }
+                }
                 token => self.take(token, event.events()),
             }
         }

@@ -163,7 +163,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             let posted = lane.write_word(follower.id, follower.target, (Op::Commit, round), word);
             if posted.is_ok() {
                 follower.posted(now_ns);
-                follower.told = follower.told.max(commit);
+                // Also where that is less than before.
+                follower.told = commit;
             }
             note(follower, posted, counters, shared, *zoo);
         }

@@ -47,8 +47,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Whether a majority's logs were read, and one of them no longer has what this replica lacks: everything that a
-    /// voter applied or knows to be decided lies in its log, unless it has been recycled or cannot be read. Which of its lives granted does not
-    /// matter here. That a life other than the one last known to be admitted grants is itself a sign of being behind.
+    /// voter applied or knows to be decided lies in its log, unless it has been recycled or cannot be read. Which of
+    /// its lives granted does not matter here. That a life other than the one last known to be admitted grants is
+    /// itself a sign of being behind.
     fn is_lapped(&self) -> bool {
         let read = self.lead.read_voters();
         // The position says it as well: it may be published before the index. And a leader that is busy tells what is
@@ -284,8 +285,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 best = (end, Some(follower.id));
             }
         }
-        if best.0.index < self.commit {
-            // What is decided stands in a log of this majority and cannot be read there: not yet, or not any more.
+        if own.index.min(best.0.index) < self.commit {
+            // What is decided stands in a log of this majority and cannot be read there: not yet, or not any more. Where
+            // it is the own one, another log may go on with entries that were never decided.
             self.resign(each);
             return;
         }

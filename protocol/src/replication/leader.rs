@@ -39,6 +39,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             Phase::Leading => self.flush(now_ns),
             Phase::Granting | Phase::Adopting { .. } => self.seek(now_ns, each),
         };
+        if !self.lead.is_on() {
+            // Given up: the links may be connected anew, so nothing more is posted.
+            return true;
+        }
         worked |= self.complete(now_ns, each);
         if self.lead.phase == Phase::Leading {
             worked |= self.decide(each);

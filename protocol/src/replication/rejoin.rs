@@ -105,8 +105,11 @@ pub(super) struct Rejoin<C: Context> {
     bytes: Vec<u8>,
     /// Something was restored, or was to be: the state from before is gone.
     restored: bool,
-    /// Since when nobody has had a state that helps.
+    /// Since when nobody has had a state that helps; with a damaged entry, when to ask for that again.
     alone_ns: Option<u64>,
+    /// A connection that was given up. As long as it is there, what was asked over it may still come, into the memory
+    /// that the next round uses.
+    faulted: Option<(ReplicaId, u64)>,
     /// Donors that did not help, until all have been tried.
     tried: Members,
     /// Bytes pulled.
@@ -138,6 +141,7 @@ impl<C: Context> Rejoin<C> {
             bytes: Vec::new(),
             restored: false,
             alone_ns: None,
+            faulted: None,
             tried: Members::NONE,
             pulled: 0,
         })
@@ -245,8 +249,14 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Asks the best donor for a snapshot, once nobody may write this log.
     fn ask(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
-        if self.shared.holder().is_some() {
+        let late = |(donor, link)| connected(self.shared.peer(donor)) == link;
+        if self.shared.holder().is_some() || self.rejoin.faulted.is_some_and(late) {
             return;
+        }
+        self.rejoin.faulted = None;
+        if self.rejoin.kept.is_some() && self.log.header(header::COMMIT) < self.commit {
+            // Whoever this replica grants next reads it there, whatever it can read of the entries.
+            self.log.set_header(header::COMMIT, self.commit);
         }
         let least = self.least();
         let able = |id: &ReplicaId| {
@@ -296,8 +306,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             Lack::Entries if now_ns.saturating_sub(since) > ALONE * self.settings.election_ns => {
                 self.finish(each);
             }
-            Lack::Entries => {}
-            Lack::Payload => self.ask_for_entry(now_ns),
+            Lack::Payload if now_ns >= since => self.ask_for_entry(now_ns),
+            Lack::Entries | Lack::Payload => {}
         }
     }
 
@@ -316,6 +326,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         });
         let Some(donor) = able.next() else {
             self.rejoin.tried = Members::NONE;
+            self.rejoin.alone_ns = Some(now_ns + self.settings.election_ns);
             return;
         };
         self.rejoin.round();
@@ -419,8 +430,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             epoch: answer.epoch,
         };
         let goes_on = self.own_log_leads_to(point);
-        self.rejoin.restored = true;
-        let sound = crc32c::crc32c(&bytes) == answer.crc
+        // The donor lays one out for each who asks, in the same memory.
+        let whole = crc32c::crc32c(&bytes) == answer.crc;
+        self.rejoin.restored |= whole;
+        let sound = whole
             && self
                 .take_admissions(&bytes)
                 .is_some_and(|state| self.machine.restore(state).is_ok());
@@ -629,7 +642,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Whether what was read last is not to be used: a request failed, or the connection is another one by now.
-    fn has_failed(&self, donor: ReplicaId) -> bool {
+    fn has_failed(&mut self, donor: ReplicaId) -> bool {
         if self.rejoin.failed {
             self.fault(donor);
         }
@@ -637,7 +650,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// The connection to this donor is broken.
-    fn fault(&self, donor: ReplicaId) {
+    fn fault(&mut self, donor: ReplicaId) {
+        self.rejoin.faulted = Some((donor, self.rejoin.link));
         let fault = &self.shared.peer(donor).pull_fault;
         fault.store(self.rejoin.link, Ordering::Release);
     }

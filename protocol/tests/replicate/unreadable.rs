@@ -93,7 +93,7 @@ fn another_entry_does_not_mend_a_damaged_one() {
     group.kill(0);
     damage(&mut group, 1);
     forget(&mut group, 2, 0);
-    append(&mut group, 2, before, b"sixteen in bytes");
+    append(&mut group, 2, before, NEVER);
     for n in [1, 2] {
         tell(&mut group, n, before.index);
     }
@@ -108,12 +108,41 @@ fn another_entry_does_not_mend_a_damaged_one() {
         group.step();
         assert_eq!(group.leader(), None);
     }
-    assert!(!has(&mut group, 1, b"sixteen in bytes"));
+    assert!(!has(&mut group, 1, &NEVER[8..]));
     assert_eq!(group.node(1).replica.replication.counters().mended, 0);
 }
 
+/// As above, but the other one's log is longer than the own one can be read, and both are awake.
+#[test]
+fn a_candidate_does_not_adopt_another_log_over_what_it_knows_to_be_decided() {
+    let mut group = two_paused(50_000_000);
+    let before = applied(&mut group, 1);
+    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
+    assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
+    group.kill(0);
+    damage(&mut group, 1);
+    forget(&mut group, 2, 0);
+    let next = append(&mut group, 2, before, NEVER);
+    append(&mut group, 2, next, NEVER);
+    tell(&mut group, 1, before.index + 1);
+    tell(&mut group, 2, before.index);
+    for n in [1, 2] {
+        group.node(n).paused = false;
+    }
+    for _ in 0..50_000 {
+        group.step();
+        assert_eq!(group.leader(), None);
+        assert_eq!(applied(&mut group, 1), before);
+    }
+    let stood = group.node(1).replica.background.counters().elections;
+    assert!(stood > 0, "replica 1 tried");
+}
+
+/// A command that was never decided, in its frame.
+const NEVER: &[u8] = b"\x08\0\0\0\0\0\0\0neverdec";
+
 /// Puts an entry of a leader that decided nothing into the log of `n`.
-fn append(group: &mut Group, n: usize, point: Point, payload: &[u8]) {
+fn append(group: &mut Group, n: usize, point: Point, payload: &[u8]) -> Point {
     let header = Header {
         index: point.index + 1,
         epoch: point.epoch,
@@ -132,6 +161,7 @@ fn append(group: &mut Group, n: usize, point: Point, payload: &[u8]) {
     entry.extend_from_slice(&bytes(tail(words[HEADER_WORDS - 1], header.previous)));
     let log = group.node(n).replica.replication.log();
     log.write(point.at, &entry);
+    point.after(&header)
 }
 
 /// A busy leader tells what is decided by its entries only. Replica 2 has seen the one that says so, not the decided
