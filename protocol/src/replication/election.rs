@@ -286,8 +286,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             }
         }
         if own.index.min(best.0.index) < self.commit {
-            // What is decided stands in a log of this majority and cannot be read there: not yet, or not any more. Where
-            // it is the own one, another log may go on with entries that were never decided.
+            // What is decided stands in a log of this majority and cannot be read there: not yet, or not any more.
+            // Where it is the own one, another log may go on with entries that were never decided.
             self.resign(each);
             return;
         }
