@@ -158,7 +158,7 @@ impl Source {
         }
         let mut n = 0;
         if self.sends {
-            if self.qp.is_slow.load(Ordering::Acquire) {
+            if self.qp.waits.load(Ordering::Acquire) {
                 self.progress();
             }
             n += self.poll_sends(out);

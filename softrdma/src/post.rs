@@ -291,6 +291,7 @@ impl Qp {
         let shared = &self.control.0;
         let mut slow = lock(&shared.slow);
         shared.is_slow.store(true, Ordering::Release);
+        shared.waits.store(true, Ordering::Release);
         slow.add(
             wr,
             Waiting {

@@ -48,6 +48,9 @@ pub(crate) struct QpShared {
     /// Requests wait in `slow`: all posting goes through its lock.
     pub(crate) is_slow: AtomicBool,
     pub(crate) slow: Mutex<Slow>,
+    /// Something in `slow` takes polling to go on. Stored under its lock only. `is_slow` is no sign of that: only the
+    /// posting thread clears it, when it posts again, and where it never does every poll would take the lock.
+    pub(crate) waits: AtomicBool,
     /// Writes that the placement mode holds back; shared with `slow`.
     pub(crate) late: Arc<Mutex<Late>>,
     /// The caller's numbers of posted receives.
@@ -131,6 +134,7 @@ impl Qp {
                 ring: Ring::new(2 * cap.max_send_wr as usize),
                 reclaimed: Word::new(0),
                 is_slow: AtomicBool::new(!slow.is_idle()),
+                waits: AtomicBool::new(!slow.is_idle()),
                 late: slow.late(),
                 slow: Mutex::new(slow),
                 recv_ids: (0..MAX_RECV_WR).map(|_| Word::new(0)).collect(),

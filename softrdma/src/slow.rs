@@ -19,7 +19,7 @@ use crate::node::lock;
 use crate::post::{Record, opcode, with_pieces};
 use crate::qp::QpShared;
 use crate::region::{Bind, Mr, Mw, Registration};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Ordering};
 use crate::types::{
     Access, Payload, QpCap, QpState, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WcOpcode, WcStatus,
 };
@@ -286,6 +286,10 @@ impl Slow {
             if !status.is_success() {
                 shared.fail(incarnation);
             }
+        }
+        // Late writes age by polls.
+        if self.placement != Placement::Late {
+            shared.waits.store(false, Ordering::Release);
         }
     }
 

@@ -15,9 +15,9 @@ use crate::rdma;
 /// A backend by the name that people choose it with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Name {
-    /// Two threads of one process
+    /// Threads of one process
     Inproc,
-    /// Two processes of one host over shared memory
+    /// Processes of one host over shared memory
     Shm,
     /// RDMA devices through libibverbs, Soft-RoCE included
     Nic,

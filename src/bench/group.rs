@@ -15,7 +15,7 @@ use mu_protocol::layout::public;
 use mu_protocol::limits::MAX_REPLICAS;
 use mu_protocol::machine::{Command, RestoreError, StateMachine};
 use mu_protocol::replica::{Life, Replica, assemble};
-use mu_protocol::replication::Replication;
+use mu_protocol::replication::{Event, Replication};
 use mu_protocol::settings::{Checksum, Settings};
 use mu_protocol::zoo::Sound;
 use mu_verbs::Context;
@@ -35,6 +35,8 @@ const DONE: usize = FREE;
 const DEAD: usize = FREE + LINE;
 /// How long a group may take to form or to come to rest.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks whether a dead follower has been given up.
+const LOOK_AT_DEAD: Duration = Duration::from_millis(1);
 /// How long a member works on what it was told before it answers, while the group forms.
 const EXCHANGE: Duration = Duration::from_micros(300);
 /// Between two looks of a follower into its log. Each look takes a line away from the leader that writes it, and how
@@ -318,13 +320,50 @@ impl<C: Context> Leading<'_, '_, C> {
         }
     }
 
-    /// Makes the last follower fall silent for good: it neither applies, nor answers anything.
-    pub(crate) fn silence_one(&mut self) -> Result<()> {
+    /// Makes the last follower fall silent for good: it neither applies, nor answers anything. Returns when the leader
+    /// has given it up. A write to one that is gone may take seconds to fail, and there has to be one: `command` is
+    /// replicated now and then meanwhile.
+    pub(crate) fn silence_one(&mut self, command: &[u8]) -> Result<()> {
         let last = self.peers.len() - 1;
         let peer = &mut self.peers[last];
         peer.words[DEAD].store(1, Ordering::Release);
         let _: Rest = peer.link.recv()?;
         self.dead.push(last);
+        let since = Instant::now();
+        let mut in_flight = 0u64;
+        loop {
+            let given_up = self.ensure_only_live_followers();
+            if given_up.is_ok() && in_flight == 0 {
+                return Ok(());
+            }
+            ensure!(
+                since.elapsed() < LIMIT,
+                "{} s after a follower died: {in_flight} commands in flight, {}",
+                LIMIT.as_secs(),
+                given_up.map_or_else(|why| why.to_string(), |()| "it is given up".into())
+            );
+            // A refusal is as good: a ring that stays full has the follower cut off.
+            if given_up.is_err() && self.engine.submit(0, 0, command).is_ok() {
+                in_flight += 1;
+            }
+            self.engine
+                .poll(self.since.elapsed().as_nanos() as u64, |event| {
+                    in_flight -= u64::from(matches!(event, Event::Command { .. }));
+                });
+            thread::sleep(LOOK_AT_DEAD);
+        }
+    }
+
+    /// An error if the leader writes to others than the followers that live.
+    pub(crate) fn ensure_only_live_followers(&self) -> Result<()> {
+        let (written, live) = (
+            self.engine.followers().count(),
+            self.peers.len() - self.dead.len(),
+        );
+        ensure!(
+            written == live,
+            "the leader writes to {written} followers, and {live} live"
+        );
         Ok(())
     }
 

@@ -91,8 +91,17 @@ pub(crate) fn check_pins(pins: &[usize]) -> Result<()> {
 
 /// Keeps the calling thread on `cpu`, if any is given.
 pub(crate) fn pin(cpu: Option<usize>) -> Result<()> {
-    let Some(cpu) = cpu else { return Ok(()) };
+    match cpu {
+        Some(cpu) => keep_to(Pid::from_raw(0), &[cpu]),
+        None => Ok(()),
+    }
+}
+
+/// Keeps a thread, and those that it starts from now on, to these processors. 0 is the calling one.
+pub(crate) fn keep_to(thread: Pid, cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu).with_context(|| format!("processor {cpu}"))?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pinning to processor {cpu}"))
+    for &cpu in cpus {
+        set.set(cpu).with_context(|| format!("processor {cpu}"))?;
+    }
+    sched_setaffinity(thread, &set).with_context(|| format!("pinning to processor {cpus:?}"))
 }

@@ -73,41 +73,43 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
     let command = vec![7; plan.size];
     let entry_bytes = entry::size(entry::FRAME_BYTES + plan.size.next_multiple_of(8));
     let padded = vec![7; entry_bytes];
-    let (mut latency, mut raw, mut raw_entry) =
-        (Recorder::new()?, Recorder::new()?, Recorder::new()?);
-    let mut raw_majority_first = Recorder::new()?;
     let count = if plan.dead_follower {
         plan.count / HALVES
     } else {
         plan.count
     };
-    for round in 0..WARM_UP + count {
-        let replicated = one(leading, &clock, &command)?;
-        let mut bare = |bytes, posted| self::bare(leading, &clock, bytes, entry_bytes, posted);
-        let bare_all = bare(&command, Posted::AllFirst)?;
-        let bare_entry = bare(&padded, Posted::AllFirst)?;
-        let bare_majority = bare(&command, Posted::MajorityFirst)?;
-        if round >= WARM_UP {
-            latency.record(replicated);
-            raw.record(bare_all);
-            raw_majority_first.record(bare_majority);
-            raw_entry.record(bare_entry);
+    // The same for both halves: what stands between two commands decides what the caches hold.
+    let half = |leading: &mut Leading<'_, '_, C>| {
+        let mut half = Half::new()?;
+        for round in 0..WARM_UP + count {
+            let replicated = one(leading, &clock, &command)?;
+            let mut bare = |bytes, posted| self::bare(leading, &clock, bytes, entry_bytes, posted);
+            let bare_all = bare(&command, Posted::AllFirst)?;
+            let bare_entry = bare(&padded, Posted::AllFirst)?;
+            let bare_majority = bare(&command, Posted::MajorityFirst)?;
+            if round >= WARM_UP {
+                half.latency.record(replicated);
+                half.raw.record(bare_all);
+                half.raw_majority_first.record(bare_majority);
+                half.raw_entry.record(bare_entry);
+            }
         }
-    }
+        anyhow::Ok(half)
+    };
+    let Half {
+        latency,
+        raw,
+        raw_majority_first,
+        raw_entry,
+    } = half(leading)?;
     let latency = latency.percentiles();
     let mut with_dead_follower = None;
     if plan.dead_follower {
-        leading.silence_one()?;
+        leading.silence_one(&command)?;
         leading.raw.drop_one();
-        let mut dead = Recorder::new()?;
-        for round in 0..WARM_UP + count {
-            let replicated = one(leading, &clock, &command)?;
-            bare(leading, &clock, &command, entry_bytes, Posted::AllFirst)?;
-            if round >= WARM_UP {
-                dead.record(replicated);
-            }
-        }
-        with_dead_follower = Some(dead.percentiles());
+        let dead = half(leading)?;
+        leading.ensure_only_live_followers()?;
+        with_dead_follower = Some(dead.latency.percentiles());
     }
     let rests = leading.rest()?;
     let applied = leading.engine.applied();
@@ -138,6 +140,25 @@ fn measure<C: Context>(leading: &mut Leading<'_, '_, C>, plan: &Plan) -> Result<
         with_dead_follower,
         dead_ratio_p50: with_dead_follower.map(|dead| ratio(dead, latency)),
     })
+}
+
+/// What the rounds of one half took.
+struct Half {
+    latency: Recorder,
+    raw: Recorder,
+    raw_majority_first: Recorder,
+    raw_entry: Recorder,
+}
+
+impl Half {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            latency: Recorder::new()?,
+            raw: Recorder::new()?,
+            raw_majority_first: Recorder::new()?,
+            raw_entry: Recorder::new()?,
+        })
+    }
 }
 
 /// Replicates one command; nanoseconds.

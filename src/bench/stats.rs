@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
+use mu::host;
 use serde::Serialize;
 
 /// Latencies in nanoseconds, as every command reports them.
@@ -13,6 +14,28 @@ pub(crate) struct Percentiles {
     pub(crate) p999: u64,
     pub(crate) max: u64,
     pub(crate) count: u64,
+}
+
+impl From<host::Percentiles> for Percentiles {
+    /// What a replica says of itself.
+    fn from(said: host::Percentiles) -> Self {
+        let host::Percentiles {
+            p50,
+            p90,
+            p99,
+            p999,
+            max,
+            count,
+        } = said;
+        Self {
+            p50,
+            p90,
+            p99,
+            p999,
+            max,
+            count,
+        }
+    }
 }
 
 /// Collects durations.

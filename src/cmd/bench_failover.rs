@@ -7,18 +7,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{Status, misuse, print, print_json, row, table};
-use crate::bench::backend::Name;
 use crate::bench::failover::steps::{CASES, Victim};
 use crate::bench::failover::{self, Fault, Found, Plan};
 use crate::bench::host::Host;
 use crate::bench::stats::{Percentiles, fresh_seed};
 use crate::local::load;
 
+/// The one backend that there is for processes which are killed.
+const SHM: &str = "shm";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where the replicas are; processes need shared memory
-    #[arg(long, value_enum, default_value = "shm")]
-    backend: Name,
+    /// Where the replicas are: processes of one host over shared memory
+    #[arg(long, value_parser = [SHM], default_value = SHM)]
+    backend: String,
     /// Replicas of the group
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u8).range(3..=9))]
     replicas: u8,
@@ -56,7 +58,7 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
-    backend: &'static str,
+    backend: &'a str,
     replicas: u8,
     fault: String,
     rounds: u64,
@@ -67,11 +69,6 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    if args.backend != Name::Shm {
-        return Err(misuse(
-            "--backend: expected shm: replicas of this command are processes of one host",
-        ));
-    }
     if !(0.0..=86_400.0).contains(&args.quiet_s) {
         return Err(misuse("--quiet-s: expected 0 to 86400 seconds"));
     }
@@ -113,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     };
     if args.json {
         print_json(&Report {
-            backend: "shm",
+            backend: &args.backend,
             replicas: args.replicas,
             fault: args.fault.to_string(),
             rounds,

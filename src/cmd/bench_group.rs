@@ -155,6 +155,11 @@ pub(crate) fn replicate(args: &Replicate) -> Result<Status> {
 
 fn replicate_over<C: Context>(pairs: &[Pair<C>], args: &Replicate) -> Result<Status> {
     let common = &args.common;
+    if args.dead_follower && common.replicas < 3 {
+        return Err(misuse(
+            "--dead-follower: expected --replicas 3 or more, for a majority without it",
+        ));
+    }
     let group = common.plan(64)?;
     let entry =
         mu_protocol::entry::size(mu_protocol::entry::FRAME_BYTES + common.size.next_multiple_of(8));

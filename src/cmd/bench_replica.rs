@@ -1,5 +1,6 @@
-//! A replica of `mu bench failover`. Started by `mu` itself, never by people: it is `mu serve` with something around it
-//! that does faults to it when the parent says so, through words that it inherits. No other command has that.
+//! A replica of `mu bench failover` and `mu bench rejoin`. Started by `mu` itself, never by people: it is `mu serve`
+//! with something around it that does faults to it, or has it tell its state, when the parent says so, through words
+//! that it inherits. No other command has that.
 
 use anyhow::Result;
 

@@ -20,6 +20,7 @@ pub struct Report {
     rounds: usize,
     peers: Vec<Peer>,
     ratios: Ratios,
+    pipelined_ratios: Ratios,
 }
 
 #[derive(Debug, Serialize)]
@@ -35,52 +36,66 @@ struct Peer {
     decided: u64,
 }
 
-/// What is held against what: the name in the JSON, the peer, and mu in the set-up that compares.
-const RATIOS: [[&str; 3]; 7] = [
-    ["omnipaxos_over_mu", "omnipaxos", "mu"],
-    ["raft_rs_over_mu", "raft-rs", "mu"],
-    ["openraft_over_mu", "openraft", "mu"],
+/// What is held against what: the two names in the JSON, the peer, and mu in the set-up that compares.
+const RATIOS: [[&str; 4]; 7] = [
+    ["omnipaxos_over_mu", "mu_over_omnipaxos", "omnipaxos", "mu"],
+    ["raft_rs_over_mu", "mu_over_raft_rs", "raft-rs", "mu"],
+    ["openraft_over_mu", "mu_over_openraft", "openraft", "mu"],
     [
         "omnipaxos_all_logs_over_mu_all_logs",
+        "mu_all_logs_over_omnipaxos_all_logs",
         "omnipaxos-all-logs",
         "mu-all-logs",
     ],
     [
         "raft_rs_all_logs_over_mu_all_logs",
+        "mu_all_logs_over_raft_rs_all_logs",
         "raft-rs-all-logs",
         "mu-all-logs",
     ],
     [
         "omnipaxos_2_threads_over_mu_2_threads",
+        "mu_2_threads_over_omnipaxos_2_threads",
         "omnipaxos-2-threads",
         "mu-2-threads",
     ],
     [
         "raft_rs_2_threads_over_mu_2_threads",
+        "mu_2_threads_over_raft_rs_2_threads",
         "raft-rs-2-threads",
         "mu-2-threads",
     ],
 ];
 
-/// The p50 of each peer over the p50 of mu, in the order of [`RATIOS`]; null where one of the two did not run.
+/// Ratios by name, in the order of [`RATIOS`] and so that more is better for mu; null where one of the two did not run.
 #[derive(Debug, PartialEq)]
-struct Ratios([Option<f64>; RATIOS.len()]);
+struct Ratios([(&'static str, Option<f64>); RATIOS.len()]);
 
 impl Ratios {
-    fn new(figures: &[Figures]) -> Self {
-        let p50 = |name| {
-            figures
-                .iter()
-                .find(|f| f.name == name)
-                .map(|f| f.one.p50 as f64)
-        };
-        Self(RATIOS.map(|[_, peer, mu]| Some((p50(peer)? / p50(mu)? * 100.0).round() / 100.0)))
+    /// The p50 of each peer, one command at a time, over that of mu.
+    fn one(figures: &[Figures]) -> Self {
+        let p50 = |name| Some(find(figures, name)?.one.p50 as f64);
+        Self(RATIOS.map(|[name, _, peer, mu]| (name, ratio(p50(peer), p50(mu)))))
     }
+
+    /// The commands a second of mu, pipelined, over those of each peer.
+    fn pipelined(figures: &[Figures]) -> Self {
+        let rate = |name| Some(find(figures, name)?.rate);
+        Self(RATIOS.map(|[_, name, peer, mu]| (name, ratio(rate(mu), rate(peer)))))
+    }
+}
+
+fn find<'a>(figures: &'a [Figures], name: &str) -> Option<&'a Figures> {
+    figures.iter().find(|f| f.name == name)
+}
+
+fn ratio(over: Option<f64>, under: Option<f64>) -> Option<f64> {
+    Some((over? / under? * 100.0).round() / 100.0)
 }
 
 impl Serialize for Ratios {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(RATIOS.iter().map(|[name, ..]| name).zip(&self.0))
+        serializer.collect_map(self.0)
     }
 }
 
@@ -105,7 +120,8 @@ impl Report {
             command_bytes: COMMAND_SIZE,
             rounds: plan.rounds,
             peers: figures.iter().map(peer).collect(),
-            ratios: Ratios::new(figures),
+            ratios: Ratios::one(figures),
+            pipelined_ratios: Ratios::pipelined(figures),
         }
     }
 
@@ -141,9 +157,18 @@ impl Report {
             );
         }
         out.push('\n');
-        for ([_, peer, mu], ratio) in RATIOS.iter().zip(self.ratios.0) {
-            let ratio = ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
+        let text = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
+        for ([.., peer, mu], (_, ratio)) in RATIOS.iter().zip(self.ratios.0) {
+            let ratio = text(ratio);
             let _ = writeln!(out, "p50 of {peer:<19} over p50 of {mu:<12} {ratio:>8}");
+        }
+        out.push('\n');
+        for ([.., peer, mu], (_, ratio)) in RATIOS.iter().zip(self.pipelined_ratios.0) {
+            let ratio = text(ratio);
+            let _ = writeln!(
+                out,
+                "pipelined/s of {mu:<12} over that of {peer:<19} {ratio:>6}"
+            );
         }
         out.push_str(
             "\nEvery command was decided, and applied by all three replicas, once and in order.\n",
@@ -164,6 +189,7 @@ mod tests {
         in_flight: 8,
     };
 
+    /// The rate is that of one command at a time.
     fn figures(name: &'static str, p50: u64) -> Figures {
         let one = Percentiles {
             p50,
@@ -173,7 +199,7 @@ mod tests {
             max: p50,
             count: 2,
         };
-        let (setup, rate) = ("in a test".into(), 1e6);
+        let (setup, rate) = ("in a test".into(), 1e9 / p50 as f64);
         Figures {
             name,
             setup,
@@ -187,33 +213,56 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_peer_over_mu() {
-        let ratios = Ratios::new(&[
+    fn ratios_are_peer_over_mu_in_time_and_mu_over_peer_in_rate() {
+        let figures_of = [
             figures("mu", 100),
             figures("omnipaxos", 330),
             figures("raft-rs", 1505),
-        ]);
-        assert_eq!(ratios.0[..3], [Some(3.3), Some(15.05), None]);
+        ];
+        for (ratios, names) in [
+            (
+                Ratios::one(&figures_of),
+                ["omnipaxos_over_mu", "raft_rs_over_mu", "openraft_over_mu"],
+            ),
+            (
+                Ratios::pipelined(&figures_of),
+                ["mu_over_omnipaxos", "mu_over_raft_rs", "mu_over_openraft"],
+            ),
+        ] {
+            let values = [Some(3.3), Some(15.05), None];
+            assert!(
+                ratios.0[..3]
+                    .iter()
+                    .copied()
+                    .eq(names.into_iter().zip(values))
+            );
+        }
         let threads = [
             figures("mu", 1),
             figures("mu-2-threads", 200),
             figures("omnipaxos-2-threads", 500),
         ];
-        assert_eq!(Ratios::new(&threads).0[5], Some(2.5), "like with like");
+        for ratios in [Ratios::one(&threads), Ratios::pipelined(&threads)] {
+            assert_eq!(ratios.0[5].1, Some(2.5), "like with like");
+        }
     }
 
     #[test]
     fn without_mu_all_ratios_are_null_and_their_names_stay() {
         let report = Report::new(Host::new(), &[figures("omnipaxos", 330)], &PLAN, &[0]);
         let json = serde_json::to_value(&report).unwrap();
-        let ratios = json["ratios"].as_object().unwrap();
-        assert_eq!(ratios.len(), RATIOS.len());
-        assert!(ratios.values().all(serde_json::Value::is_null));
-        assert!(
-            report.table().contains("over p50 of mu                  -"),
-            "{}",
-            report.table()
-        );
+        for ratios in ["ratios", "pipelined_ratios"] {
+            let ratios = json[ratios].as_object().unwrap();
+            assert_eq!(ratios.len(), RATIOS.len());
+            assert!(ratios.values().all(serde_json::Value::is_null));
+        }
+        let table = report.table();
+        for line in [
+            "over p50 of mu                  -",
+            "over that of omnipaxos                -",
+        ] {
+            assert!(table.contains(line), "{table}");
+        }
     }
 
     #[test]
@@ -221,7 +270,15 @@ mod tests {
         let json =
             serde_json::to_value(Report::new(Host::new(), &[figures("mu", 100)], &PLAN, &[]))
                 .unwrap();
-        for name in ["host", "commit", "pinning", "rounds", "peers", "ratios"] {
+        for name in [
+            "host",
+            "commit",
+            "pinning",
+            "rounds",
+            "peers",
+            "ratios",
+            "pipelined_ratios",
+        ] {
             assert!(json.get(name).is_some(), "{name}");
         }
         let peer = &json["peers"][0];

@@ -33,6 +33,7 @@ use crate::local::judge::YES;
 use crate::local::load::{self, Load};
 use replica::Strings;
 use rounds::Bench;
+pub(crate) use rounds::counter;
 use steps::Victim;
 
 /// What happens to the leader.
@@ -94,6 +95,8 @@ pub(crate) struct Found {
     pub(crate) quiet_s: f64,
     /// Leaderships begun, beyond one for each round, while rounds ran; null where they cannot be counted.
     pub(crate) extra_failovers: Option<u64>,
+    /// Epochs begun while rounds ran: one for each attempt to lead, with any fault.
+    pub(crate) epochs: u64,
     pub(crate) linearizable: &'static str,
     pub(crate) why: Option<String>,
     /// Nanoseconds until the old leader had its vote again.
@@ -136,7 +139,7 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
     let mut bench = Bench::new(plan, cluster, strings, load)?;
     bench.wait_until_served(100)?;
     bench.quiet()?;
-    let led_before = bench.led()?;
+    let before = bench.leaderships()?;
     for round in 0..plan.rounds {
         let done = match plan.at {
             None => bench.round(),
@@ -145,5 +148,5 @@ pub(crate) fn run(plan: &Plan, told: &mut dyn FnMut(u64)) -> Result<Found> {
         done.with_context(|| format!("round {round} of fault {}", plan.fault))?;
         told(round + 1);
     }
-    bench.found(led_before)
+    bench.found(before)
 }

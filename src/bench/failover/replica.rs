@@ -1,14 +1,15 @@
 //! The replica's end: the strings that the measurement pulls.
 //!
 //! Every replica has a few words of the shared memory. Between two turns of its server, that is on the replication
-//! thread, it looks whether it is to hang or to hand the leadership over. At every verb it looks whether that is the
-//! step at which it is to die or to stop, and on the thread of the heartbeats whether that is to hang.
+//! thread, it looks whether it is to hang, to hand the leadership over, or to tell its state. At every verb it looks
+//! whether that is the step at which it is to die or to stop, and on the thread of the heartbeats whether that is to
+//! hang.
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use mu::ReplicaId;
 use mu::kv::Server;
 use mu_verbs::Context;
@@ -17,6 +18,7 @@ use mu_verbs::sync::{Ordering, Word};
 use super::steps::{Step, Trapped};
 use crate::bench::map_raw::{Kind, Words};
 use crate::cmd::Around;
+use crate::local::cluster::PATIENCE;
 
 /// Words of one replica: two cache lines, so that nobody slows another one down.
 const STRIDE: usize = 16;
@@ -34,9 +36,16 @@ const LEFT: usize = 3;
 const STOPS: usize = 4;
 /// When it came to the step.
 const SPRUNG: usize = 5;
+/// Not 0 if it is to tell its state; 0 again when both words below are told.
+const TELL: usize = 6;
+const APPLIED: usize = 7;
+const DIGEST: usize = 8;
 
 /// While it hangs it looks this often whether it is to go on.
 const HANGS: Duration = Duration::from_micros(100);
+
+/// A handover may be refused, since the successor is not up to date yet: it is asked for again after so long.
+pub(crate) const AGAIN: Duration = Duration::from_millis(100);
 
 /// What hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +56,15 @@ pub(crate) enum Hang {
     Replication,
     /// The thread that keeps heartbeats and permissions.
     Background,
+}
+
+/// The state of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    /// The last entry that it applied.
+    pub(crate) applied: u64,
+    /// Of its state after that.
+    pub(crate) digest: u64,
 }
 
 /// All the strings, in the hands of the measurement.
@@ -90,6 +108,24 @@ impl Strings {
     /// Makes a replica hand its leadership over.
     pub(crate) fn hand_over(&self, id: u8, to: u8) {
         word(&self.0, id, HAND_OVER).store(u64::from(to) + 1, Ordering::SeqCst);
+    }
+
+    /// Has a replica tell its state.
+    pub(crate) fn state(&self, id: u8) -> Result<State> {
+        let told = |which| word(&self.0, id, which).load(Ordering::SeqCst);
+        word(&self.0, id, TELL).store(1, Ordering::SeqCst);
+        let begin = Instant::now();
+        while told(TELL) != 0 {
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "replica {id} does not tell its state"
+            );
+            thread::sleep(HANGS);
+        }
+        Ok(State {
+            applied: told(APPLIED),
+            digest: told(DIGEST),
+        })
     }
 }
 
@@ -155,6 +191,13 @@ impl Around for Marionette {
     fn between<C: Context>(&mut self, server: &mut Server<C>) {
         let trap = &self.0;
         trap.hold(Hang::Replication);
+        if trap.word(TELL).load(Ordering::Relaxed) != 0 {
+            let engine = server.direct().engine();
+            let tell = |which, value| trap.word(which).store(value, Ordering::SeqCst);
+            tell(APPLIED, engine.applied().index);
+            tell(DIGEST, engine.digest());
+            tell(TELL, 0);
+        }
         if trap.word(HAND_OVER).load(Ordering::Relaxed) == 0 {
             return;
         }

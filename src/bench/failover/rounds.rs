@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use mu::host::{RoleEvent, Status, monotonic_ns};
 use nix::sys::signal::Signal;
 
-use super::replica::{Hang, Strings};
+use super::replica::{AGAIN, Hang, Strings};
 use super::steps::{CASES, Case, Victim};
 use super::woken::Probe;
 use super::{Fault, Found, Plan};
@@ -22,6 +22,8 @@ use crate::local::load::{Load, Record};
 const CALM_MS: u64 = 40;
 /// Statuses are published this often; what happened before a moment is in one asked for so much later.
 const PUBLISHED: Duration = Duration::from_millis(60);
+/// Of an epoch, the lowest, which say whose it is; the others count.
+const OWNER_BITS: u32 = 4;
 /// Between two looks at words or counters.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -41,6 +43,15 @@ pub(super) struct Bench<'a> {
     records: Vec<Record>,
     woken_answers: u64,
     false_failovers: u64,
+}
+
+/// How much leading there has been.
+#[derive(Clone, Copy)]
+pub(super) struct Leaderships {
+    /// How often the replicas that run have become leader, summed. A killed replica's count goes with it.
+    led: u64,
+    /// The count of the highest epoch that anybody knows: every attempt to lead takes one.
+    epochs: u64,
 }
 
 impl<'a> Bench<'a> {
@@ -81,24 +92,26 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// How often the replicas that run have become leader, summed. A killed replica's count goes with it.
-    pub(super) fn led(&mut self) -> Result<u64> {
-        let mut led = 0;
+    /// The leaderships so far.
+    pub(super) fn leaderships(&mut self) -> Result<Leaderships> {
+        let mut so_far = Leaderships { led: 0, epochs: 0 };
         for id in self.cluster.ids() {
-            led += counter(&self.cluster.status(id)?, "led")?;
+            let status = self.cluster.status(id)?;
+            so_far.led += counter(&status, "led")?;
+            so_far.epochs = so_far.epochs.max(status.epoch >> OWNER_BITS);
         }
-        Ok(led)
+        Ok(so_far)
     }
 
     /// An idle and a loaded time in which nobody may take over; counts those who do.
     pub(super) fn quiet(&mut self) -> Result<()> {
-        let before = self.led()?;
+        let before = self.leaderships()?;
         for rests in [true, false] {
             self.load.rest(rests);
             thread::sleep(self.plan.quiet);
         }
         thread::sleep(PUBLISHED);
-        self.false_failovers += self.led()? - before;
+        self.false_failovers += self.leaderships()?.led - before.led;
         Ok(())
     }
 
@@ -149,7 +162,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Sets the trap for whoever has the part of this case now, and waits until it has sprung: who it was, and when.
-    /// `None` if another one leads before that, so that the parts are others (and the report counts one more failover).
+    /// `None` if one leads before that which nobody meant to, so that the parts are others (and the report counts one
+    /// more failover).
     fn spring(&mut self, case: Case) -> Result<Option<(u8, u64)>> {
         let leader = self.calm()?;
         let n = self.plan.replicas;
@@ -162,15 +176,18 @@ impl<'a> Bench<'a> {
         self.load.watch(leader);
         self.strings
             .arm(id, case.step, self.plan.fault == Fault::Stop);
-        if case.handover {
-            self.strings.hand_over(leader, successor);
-        }
-        let sprung_ns = self.wait_until_sprung(id);
+        let handover = case.handover.then_some((leader, successor));
+        let sprung_ns = self.wait_until_sprung(id, handover);
         self.strings.disarm(id);
         match sprung_ns {
             Ok(at_ns) => Ok(Some((id, at_ns))),
-            Err(_) if !case.handover && self.cluster.wait_for_leader(None)? != leader => Ok(None),
-            Err(error) => Err(error.context(format!("replica {id}, step {}", case.step.name()))),
+            Err(error) => {
+                let leads = self.cluster.wait_for_leader(None)?;
+                match leads == leader || case.handover && leads == successor {
+                    true => Err(error.context(format!("replica {id}, step {}", case.step.name()))),
+                    false => Ok(None),
+                }
+            }
         }
     }
 
@@ -182,9 +199,16 @@ impl<'a> Bench<'a> {
         self.cluster.wait_for_leader(None)
     }
 
-    fn wait_until_sprung(&self, id: u8) -> Result<u64> {
+    /// `handover`: from whom to whom, if that is what leads to the step.
+    fn wait_until_sprung(&self, id: u8, handover: Option<(u8, u8)>) -> Result<u64> {
         let begin = Instant::now();
+        let mut asked: Option<Instant> = None;
         loop {
+            let due = asked.is_none_or(|at| at.elapsed() > AGAIN);
+            if let Some((from, to)) = handover.filter(|_| due) {
+                self.strings.hand_over(from, to);
+                asked = Some(Instant::now());
+            }
             match self.strings.sprung(id) {
                 Some(at_ns) => return Ok(at_ns),
                 None if begin.elapsed() > PATIENCE / 4 => bail!("it did not come to that step"),
@@ -254,11 +278,12 @@ impl<'a> Bench<'a> {
     }
 
     /// Ends the load and judges it.
-    pub(super) fn found(mut self, led_before: u64) -> Result<Found> {
+    pub(super) fn found(mut self, before: Leaderships) -> Result<Found> {
+        let after = self.leaderships()?;
         let extra_failovers = match (self.plan.fault, self.plan.at) {
             // The counts of killed replicas are gone, and a step may cost more than one leader.
             (Fault::Kill, _) | (_, Some(_)) => None,
-            _ => Some((self.led()? - led_before).saturating_sub(self.plan.rounds)),
+            _ => Some((after.led - before.led).saturating_sub(self.plan.rounds)),
         };
         let mut records = self.load.end()?;
         records.extend(self.records);
@@ -277,6 +302,7 @@ impl<'a> Bench<'a> {
             false_failovers: self.false_failovers,
             quiet_s: self.plan.quiet.as_secs_f64(),
             extra_failovers,
+            epochs: after.epochs - before.epochs,
             linearizable: judged.linearizable,
             why: judged.why,
             rejoin: self.rejoin.percentiles(),
@@ -304,7 +330,8 @@ fn forged(records: &[Record]) -> Option<Record> {
     Some(record)
 }
 
-fn counter(status: &Status, name: &str) -> Result<u64> {
+/// What a replica counted under this name.
+pub(crate) fn counter(status: &Status, name: &str) -> Result<u64> {
     let found = status.counters.iter().find(|(known, _)| known == name);
     found
         .map(|(_, count)| *count)
