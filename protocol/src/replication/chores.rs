@@ -188,7 +188,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             .followers
             .iter_mut()
             .filter(|f| f.stage == Stage::Confirmed);
-        let slowest = slowest.filter(|f| f.applied_at == needed && f.applied_at < applied.at);
+        // One that has just been confirmed has to be told first what of it is decided.
+        let had_time =
+            |f: &Follower| now_ns.saturating_sub(f.confirmed_ns) > self.settings.cut_off_ns;
+        let slowest =
+            slowest.filter(|f| f.applied_at == needed && f.applied_at < applied.at && had_time(f));
         if let Some(follower) = slowest.into_iter().find(|f| !f.voter || spare > 0) {
             follower.stage = Stage::Idle;
             follower.barred_ns = now_ns + BARRED * self.settings.cut_off_ns;

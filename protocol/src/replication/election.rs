@@ -469,6 +469,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             return;
         }
         (follower.stage, follower.sent) = (Stage::Confirmed, from);
+        follower.confirmed_ns = now_ns;
         if from == end.at {
             // It has applied everything, so nothing is posted whose completion would say so.
             follower.matched = end.index;

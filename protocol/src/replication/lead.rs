@@ -65,6 +65,8 @@ pub(super) struct Follower {
     pub(super) applied_at: u64,
     /// The highest commit index it was told of, its own word included.
     pub(super) told: u64,
+    /// When it was confirmed.
+    pub(super) confirmed_ns: u64,
     /// Signalled requests without a completion.
     pub(super) outstanding: u32,
     /// When the oldest of them became the oldest.
@@ -89,6 +91,7 @@ impl Follower {
             matched: 0,
             applied_at: 0,
             told: 0,
+            confirmed_ns: 0,
             outstanding: 0,
             since_ns: 0,
             proposed: 0,
