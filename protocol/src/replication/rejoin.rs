@@ -15,7 +15,7 @@ use mu_verbs::{
 
 use super::lane::PerPeer;
 use super::{Event, Replication};
-use crate::entry::Header;
+use crate::entry::{HEADER_BYTES, Header};
 use crate::ids::{Epoch, Members, ReplicaId};
 use crate::layout::{Role, SnapshotAnswer, header, public, row};
 use crate::log::{Found, Point, Window, find, look};
@@ -360,7 +360,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.give_up(donor, now_ns);
             return true;
         }
-        self.put(applied.at, header.size());
+        // What was copied and checked, between the header and the tail that the own log has.
+        let at = applied.at + HEADER_BYTES as u64;
+        self.log.write(at, &self.payload);
         self.counters.mended += 1;
         self.finish(each);
         true
@@ -566,18 +568,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         {
             whole = whole.after(&header);
         }
-        self.put(at.start, (whole.at - at.start) as usize);
+        self.payload.resize((whole.at - at.start) as usize, 0);
+        let scratch = self.rejoin.scratch.memory();
+        scratch.read_bytes(0, &mut self.payload);
+        self.log.write(at.start, &self.payload);
         (whole.at > at.start).then_some(whole.at)
-    }
-
-    /// Puts what was pulled into the own ring.
-    fn put(&mut self, at: u64, len: usize) {
-        self.payload.resize(len, 0);
-        self.rejoin
-            .scratch
-            .memory()
-            .read_bytes(0, &mut self.payload);
-        self.log.write(at, &self.payload);
     }
 
     /// Applies the entries up to `to`, which are the donor's: decided, as it has applied them. The own log may go on

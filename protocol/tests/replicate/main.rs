@@ -5,11 +5,10 @@ mod review;
 mod unreadable;
 
 use group::{Group, id, is};
-use mu_protocol::entry::{Encoder, Frame, HEADER_BYTES, Header, Kind};
+use mu_protocol::entry::{Encoder, Frame, Header, Kind};
 use mu_protocol::layout::{Role, Standing, header, public};
 use mu_protocol::log::{Source, look};
 use mu_protocol::replication::{Event, Outcome, ReadOutcome, Refused};
-use mu_protocol::settings::Checksum;
 use mu_protocol::zoo::Sound;
 
 #[test]
@@ -121,36 +120,19 @@ fn a_learner_that_is_first_in_line_gets_a_command_behind_the_answer() {
 /// Seed 72442 of the simulator: the vote rested until there would be a later leader, who could not come without it.
 #[test]
 fn a_voter_that_found_an_entry_damaged_votes_again_without_another_leader() {
-    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
+    let mut group = Group::with_first(|_| {});
     group.node(1).paused = true;
     for k in 2..=4 {
         assert_eq!(group.propose(0, 0, 0, &[k; 40]), Ok(k.into()));
     }
-    damage_next(&mut group, 1);
+    group.damage_next(1);
     group.kill(0);
     notices_and_votes_again(&mut group);
 }
 
-/// Changes a bit of the entry that replica `n` applies next.
-fn damage_next(group: &mut Group, n: usize) {
-    let replication = &group.node(n).replica.replication;
-    let (log, next) = (replication.log(), replication.applied());
-    let word = log.offset(next.at + HEADER_BYTES as u64) / 8 + 1;
-    log.memory().store(word, log.memory().load(word) ^ 1);
-}
-
 /// Of three replicas without their leader 0, replica 1 notices its damaged entry, and both go on in the end.
 fn notices_and_votes_again(group: &mut Group) {
-    group.node(1).paused = false;
-    // Nobody leads who would write it again, until it has given up hope.
-    group.node(2).asleep = true;
-    group.until("it is noticed", 100_000, |group| {
-        is(group, 1, Role::Recovering)
-    });
-    group.node(2).asleep = false;
+    group.notices_damage();
     let leader = group.elect();
     assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
     group.settle();
@@ -159,17 +141,14 @@ fn notices_and_votes_again(group: &mut Group) {
 /// Replica 1 alone acknowledged the last command, behind what it takes a snapshot of; then its leader is gone.
 #[test]
 fn what_a_voter_acknowledged_stays_behind_the_snapshot_that_it_takes() {
-    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
+    let mut group = Group::with_first(|_| {});
     group.node(1).paused = true;
     assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
     assert_eq!(group.propose(0, 0, 0, b"third"), Ok(3));
     group.until("the other has applied it", 100_000, |group| {
         group.node(2).replica.replication.applied().index >= 4
     });
-    damage_next(&mut group, 1);
+    group.damage_next(1);
     group.node(2).paused = true;
     let acknowledged = group.propose(0, 0, 0, b"acknowledged");
     assert_eq!(acknowledged, Ok(4));
@@ -190,13 +169,10 @@ fn what_a_voter_acknowledged_stays_behind_the_snapshot_that_it_takes() {
 /// went on with a shorter one, which fits behind the entry before and was never decided.
 #[test]
 fn who_comes_back_applies_nothing_but_what_it_took() {
-    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
+    let mut group = Group::with_first(|_| {});
     group.node(1).paused = true;
     assert_eq!(group.propose(0, 0, 0, b"second"), Ok(2));
-    damage_next(&mut group, 1);
+    group.damage_next(1);
     group.node(1).paused = false;
     group.until("a snapshot is laid out", 100_000, |group| {
         group.node(2).replica.replication.counters().snapshots > 0
@@ -259,10 +235,7 @@ fn who_comes_back_applies_nothing_but_what_it_took() {
 /// else at that index.
 #[test]
 fn nobody_leads_below_what_it_knows_to_be_decided() {
-    let mut group = Group::new(3, |settings| settings.checksum = Checksum::Always);
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
+    let mut group = Group::with_first(|_| {});
     group.node(1).paused = true;
     group.node(2).paused = true;
     assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));

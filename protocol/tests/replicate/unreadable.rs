@@ -1,22 +1,16 @@
 //! What a reader of the catching up found: entries that cannot be read, votes that rest, and rights that come back.
 
-use mu_protocol::entry::{HEADER_BYTES, HEADER_WORDS, Header, Kind, tail};
+use mu_protocol::entry::{HEADER_WORDS, Header, Kind, tail};
 use mu_protocol::layout::{Role, header};
 use mu_protocol::log::Point;
-use mu_protocol::settings::Checksum;
 use mu_verbs::sync::Ordering;
 
 use crate::group::{Group, id, is};
 
 /// Three replicas with one command decided, and the replication engines of 1 and 2 paused.
 fn two_paused(completion_timeout_ns: u64) -> Group {
-    let mut group = Group::new(3, |settings| {
-        settings.checksum = Checksum::Always;
-        settings.completion_timeout_ns = completion_timeout_ns;
-    });
-    assert_eq!(group.elect(), 0);
-    group.propose(0, 0, 0, b"first").expect("decided");
-    group.settle();
+    let mut group =
+        Group::with_first(|settings| settings.completion_timeout_ns = completion_timeout_ns);
     for n in [1, 2] {
         group.node(n).paused = true;
     }
@@ -34,12 +28,12 @@ fn forget(group: &mut Group, n: usize, skip: u64) {
     replication.log().clear(at..at + 512);
 }
 
-/// Changes a bit of the payload of what `n` applies next.
-fn damage(group: &mut Group, n: usize) {
-    let replication = &group.node(n).replica.replication;
-    let (log, at) = (replication.log(), replication.applied().at);
-    let word = log.offset(at + HEADER_BYTES as u64) / 8 + 1;
-    log.memory().store(word, log.memory().load(word) ^ 1);
+/// Decides two commands, of which the second says that the first is decided, and gives the point before them.
+fn acknowledge_two(group: &mut Group) -> Point {
+    let before = applied(group, 1);
+    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
+    assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
+    before
 }
 
 /// What the header of `n` says of the commit index.
@@ -62,18 +56,12 @@ fn a_damaged_entry_is_mended_from_a_log_whose_owner_does_not_know_that_it_is_dec
     let size = applied(&mut group, 0).at - before.at;
     assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
     group.kill(0);
-    damage(&mut group, 1);
+    group.damage_next(1);
     forget(&mut group, 2, size);
     for n in [1, 2] {
         tell(&mut group, n, before.index);
     }
-    group.node(1).paused = false;
-    // Nobody leads who would write it again, before it is noticed.
-    group.node(2).asleep = true;
-    group.until("it is noticed", 100_000, |group| {
-        is(group, 1, Role::Recovering)
-    });
-    group.node(2).asleep = false;
+    group.notices_damage();
     group.node(2).paused = false;
     let leader = group.elect();
     assert!(group.propose(leader, 0, 0, b"two are a majority").is_ok());
@@ -87,22 +75,15 @@ fn a_damaged_entry_is_mended_from_a_log_whose_owner_does_not_know_that_it_is_dec
 #[test]
 fn another_entry_does_not_mend_a_damaged_one() {
     let mut group = two_paused(50_000_000);
-    let before = applied(&mut group, 1);
-    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
-    assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
+    let before = acknowledge_two(&mut group);
     group.kill(0);
-    damage(&mut group, 1);
+    group.damage_next(1);
     forget(&mut group, 2, 0);
     append(&mut group, 2, before, NEVER);
     for n in [1, 2] {
         tell(&mut group, n, before.index);
     }
-    group.node(1).paused = false;
-    group.node(2).asleep = true;
-    group.until("it is noticed", 100_000, |group| {
-        is(group, 1, Role::Recovering)
-    });
-    group.node(2).asleep = false;
+    group.notices_damage();
     group.node(2).paused = false;
     for _ in 0..50_000 {
         group.step();
@@ -116,11 +97,9 @@ fn another_entry_does_not_mend_a_damaged_one() {
 #[test]
 fn a_candidate_does_not_adopt_another_log_over_what_it_knows_to_be_decided() {
     let mut group = two_paused(50_000_000);
-    let before = applied(&mut group, 1);
-    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
-    assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
+    let before = acknowledge_two(&mut group);
     group.kill(0);
-    damage(&mut group, 1);
+    group.damage_next(1);
     forget(&mut group, 2, 0);
     let next = append(&mut group, 2, before, NEVER);
     append(&mut group, 2, next, NEVER);
@@ -169,10 +148,8 @@ fn append(group: &mut Group, n: usize, point: Point, payload: &[u8]) -> Point {
 #[test]
 fn a_candidate_gives_way_to_what_a_granter_knows_to_be_decided() {
     let mut group = two_paused(5_000_000_000);
-    let before = applied(&mut group, 1);
-    assert_eq!(group.propose(0, 0, 0, b"acknowledged"), Ok(2));
-    assert_eq!(group.propose(0, 0, 0, b"behind it"), Ok(3));
-    damage(&mut group, 2);
+    let before = acknowledge_two(&mut group);
+    group.damage_next(2);
     forget(&mut group, 1, 0);
     group.kill(0);
     for n in [1, 2] {
@@ -248,7 +225,7 @@ fn the_holder_of_a_right_that_was_withdrawn_has_to_connect_anew() {
         peer.log_generation.load(Ordering::Acquire)
     };
     let first = link(&mut group);
-    damage(&mut group, 1);
+    group.damage_next(1);
     group.node(1).paused = false;
     group.until("it is noticed", 100_000, |group| {
         is(group, 1, Role::Recovering)

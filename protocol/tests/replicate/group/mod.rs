@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use mu_protocol::entry::HEADER_BYTES;
 use mu_protocol::ids::{Members, ReplicaId};
 use mu_protocol::layout::{Role, public};
 use mu_protocol::machine::{Command, RestoreError, StateMachine};
 use mu_protocol::replica::{Life, Replica, assemble};
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
-use mu_protocol::settings::Settings;
+use mu_protocol::settings::{Checksum, Settings};
 use mu_protocol::zoo::Sound;
 use mu_softrdma::Fabric;
 use mu_verbs::soft::Soft;
@@ -323,6 +324,36 @@ impl Group {
             .find(|(t, _)| *t == ticket)
             .expect("just seen")
             .1
+    }
+
+    /// Three replicas with entries under a checksum, of which 0 leads, and one command that all have applied.
+    pub(crate) fn with_first(adjust: impl Fn(&mut Settings)) -> Self {
+        let mut group = Self::new(3, |settings| {
+            settings.checksum = Checksum::Always;
+            adjust(settings);
+        });
+        assert_eq!(group.elect(), 0);
+        group.propose(0, 0, 0, b"first").expect("decided");
+        group.settle();
+        group
+    }
+
+    /// Changes a bit of the payload of the entry that replica `n` applies next.
+    pub(crate) fn damage_next(&mut self, n: usize) {
+        let replication = &self.node(n).replica.replication;
+        let (log, next) = (replication.log(), replication.applied());
+        let word = log.offset(next.at + HEADER_BYTES as u64) / 8 + 1;
+        log.memory().store(word, log.memory().load(word) ^ 1);
+    }
+
+    /// Lets replica 1 find its damaged entry while 2 is asleep: nobody leads who would write it again before that.
+    pub(crate) fn notices_damage(&mut self) {
+        self.node(1).paused = false;
+        self.node(2).asleep = true;
+        self.until("it is noticed", 100_000, |group| {
+            is(group, 1, Role::Recovering)
+        });
+        self.node(2).asleep = false;
     }
 
     /// All live replicas have applied all that the leader has.
