@@ -170,6 +170,24 @@ fn a_minority_answers_unknown_or_not_leader_in_bounded_time_and_never_success() 
     assert!(begin.elapsed() < PATIENCE);
 }
 
+/// The first try is unknown; that the next ones are refused says nothing of it. Without a session there is no next one.
+#[test]
+fn an_outcome_that_was_unknown_stays_so() {
+    // Time to stop the others before the leader gives up, and to be refused after that.
+    let slow = |options: &mut Options| options.settings.step_down_ns = 1_000_000_000;
+    for client in [7, 0] {
+        let net = Inproc::new(3);
+        let mut group = Group::start_with(net, |_| Sum::default(), slow).expect("a group");
+        assert_eq!(add(&group, 1), 1);
+        let leader = group.leader(PATIENCE).expect("a leader").id().get();
+        for id in (0..3).filter(|id| *id != leader) {
+            group.stop(id);
+        }
+        let outcome = group.propose(client, 2, &[1], Duration::from_secs(3));
+        assert_eq!(outcome, Err(ProposeError::Unknown), "client {client}");
+    }
+}
+
 #[test]
 fn an_application_that_panics_stops_its_replica_with_a_status_that_says_so() {
     let group = Group::start(1, Sum::default).expect("a group");
