@@ -42,6 +42,8 @@ pub const PULL_QP_DEPTH: u32 = 16;
 pub const MAX_TRANSFER: usize = 256 << 10;
 /// Entries that go out inline when they are at most so long; longer ones are read from the log by the device.
 pub const MAX_INLINE_ENTRY: usize = 512;
+/// Longest time that can be set, about thirteen days: times are multiplied and added to the clock.
+pub const MAX_TIME_NS: u64 = 1 << 50;
 /// Bytes of an encoded hello.
 pub const HELLO_BYTES: usize = 96;
 /// Bytes of an encoded connect message.

@@ -6,7 +6,8 @@ use mu_verbs::Placement;
 
 use crate::ids::{Members, ReplicaId};
 use crate::limits::{
-    ENTRY_RESERVE_BYTES, MAX_ENTRY_BYTES, MAX_PENDING, MAX_RING_BYTES, MAX_SESSIONS, MIN_RING_BYTES,
+    ENTRY_RESERVE_BYTES, MAX_ENTRY_BYTES, MAX_PENDING, MAX_RING_BYTES, MAX_SESSIONS, MAX_TIME_NS,
+    MIN_RING_BYTES,
 };
 
 /// How entries are protected against torn placement.
@@ -153,15 +154,15 @@ impl Settings {
             ("election_ns", self.election_ns),
             ("idle_flush_ns", self.idle_flush_ns),
             ("cut_off_ns", self.cut_off_ns),
-            ("digest_interval", self.digest_interval),
         ] {
-            range(name, value, 1, u64::MAX / 4)?;
+            range(name, value, 1, MAX_TIME_NS)?;
         }
+        range("digest_interval", self.digest_interval, 1, u64::MAX / 4)?;
         range(
             "detect_ns",
             self.detect_ns,
             2 * self.heartbeat_ns,
-            u64::MAX / 4,
+            MAX_TIME_NS,
         )
     }
 

@@ -36,6 +36,11 @@
 //! no posts. If C2 is first, P3 sees C1, and nothing is posted. [`Shared::hold_link`] is P1 to P3,
 //! [`Shared::let_link_go`] P5, [`Shared::is_link_free`] C2 and C3.
 //!
+//! A write from the log takes its bytes when they leave, and again whenever a packet is sent again. So they have to
+//! stand still until its completion, or until C4 has reset the queue pair: then [`Shared::link_over`] says so
+//! (Release), and the replication engine asks [`Shared::is_link_over`] (Acquire) before it, or anybody whom it lets,
+//! stores there.
+//!
 //! `left`, `holder` and the standing have orders of their own, which stand beside them. All other words are hints whose
 //! staleness costs time, not safety.
 
@@ -77,6 +82,8 @@ pub struct Peer {
     pub log_generation: Word,
     /// Replication: the generation of the log link on which it posts, 0 if it does not.
     log_held: Word,
+    /// Background: the last generation of the log link whose queue pair has been reset since, 0 before the first.
+    log_over: Word,
     /// Background: the same of the pull link.
     pub pull_generation: Word,
     /// Replication: the generation of the log link that failed.
@@ -119,6 +126,7 @@ impl Shared {
             peers: std::array::from_fn(|_| Peer {
                 log_generation: word(),
                 log_held: word(),
+                log_over: word(),
                 pull_generation: word(),
                 log_fault: word(),
                 pull_fault: word(),
@@ -176,9 +184,9 @@ impl Shared {
         Epoch(self.resigned.load(Ordering::Acquire))
     }
 
-    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`. Called when it does
-    /// not lead, with a promise read before it saw that it is no candidate. Everything it wrote before is visible
-    /// (Release) to whoever sees this.
+    /// Replication: from now on nothing is written into the own log under an epoch up to `promise`, nor sent from it.
+    /// Called when it does not lead, with a promise read before it saw that it is no candidate. Everything it wrote
+    /// before is visible (Release) to whoever sees this.
     #[inline]
     pub fn leave(&self, promise: Epoch) {
         if self.left.load(Ordering::Relaxed) != promise.0 {
@@ -267,6 +275,20 @@ impl Shared {
     pub fn is_link_free(&self, peer: ReplicaId) -> bool {
         fence(Ordering::SeqCst);
         self.peer(peer).log_held.load(Ordering::Acquire) == 0
+    }
+
+    /// Background: the queue pair of the log link to `peer` was reset, and nothing that was posted on its connections
+    /// up to `generation` is under way any more.
+    pub fn link_over(&self, peer: ReplicaId, generation: u64) {
+        self.peer(peer)
+            .log_over
+            .store(generation, Ordering::Release);
+    }
+
+    /// Whether nothing that was posted on connection `generation` of the log link to `peer` can be under way any more,
+    /// whatever its completions say.
+    pub fn is_link_over(&self, peer: ReplicaId, generation: u64) -> bool {
+        self.peer(peer).log_over.load(Ordering::Acquire) >= generation
     }
 
     /// Background: halts the replica.

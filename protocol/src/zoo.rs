@@ -58,6 +58,8 @@ bugs! {
     LostIsDecided,
     /// The ring is written over without looking at what the followers have applied (defect 5).
     RecycleUnapplied,
+    /// The log is written over although writes that are under way take their bytes from it.
+    ReuseUnsent,
     /// Recycling waits for every member, dead ones included.
     RecycleWaitsForAll,
     /// A new leader waits for the grant of every member (defect 1).

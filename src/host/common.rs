@@ -1,7 +1,7 @@
 //! What the threads of one replica share, and what is published of them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mu_protocol::background;
@@ -30,10 +30,8 @@ pub(crate) struct Common {
     pub(crate) waker: Waker,
     /// The background thread's.
     pub(crate) background_waker: Waker,
-    /// All threads are to end.
-    ending: AtomicBool,
-    /// Why, if not because they were asked to; a code of [`Halted`].
-    why: AtomicU8,
+    /// Why all threads are to end: one more than its place in [`WHY`], or 0 if they are not.
+    ending: AtomicU8,
     view: Mutex<View>,
     background: Mutex<Option<BackgroundView>>,
     pub(crate) stages: Mutex<Stages>,
@@ -88,8 +86,7 @@ impl Common {
             clock,
             waker: Waker::new()?,
             background_waker: Waker::new()?,
-            ending: AtomicBool::new(false),
-            why: AtomicU8::new(0),
+            ending: AtomicU8::new(0),
             view: Mutex::default(),
             background: Mutex::default(),
             stages: Mutex::new(Stages::new()),
@@ -99,11 +96,11 @@ impl Common {
 
     /// Asks all threads to end; the first reason counts.
     pub(crate) fn end(&self, why: Halted) {
-        let code = WHY.iter().position(|w| *w == why).unwrap_or(0) as u8;
-        if !self.ending.load(Ordering::Acquire) {
-            self.why.store(code, Ordering::Release);
-        }
-        self.ending.store(true, Ordering::Release);
+        let code = 1 + WHY.iter().position(|w| *w == why).unwrap_or(0) as u8;
+        // It fails where another reason came first.
+        let _ = self
+            .ending
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
         self.waker.wake();
         self.background_waker.wake();
     }
@@ -111,8 +108,8 @@ impl Common {
     /// Whether all threads are to end, and why.
     #[inline]
     pub(crate) fn ending(&self) -> Option<Halted> {
-        let ending = self.ending.load(Ordering::Acquire);
-        ending.then(|| WHY[usize::from(self.why.load(Ordering::Acquire)) % WHY.len()])
+        let code = usize::from(self.ending.load(Ordering::Acquire));
+        code.checked_sub(1).map(|why| WHY[why % WHY.len()])
     }
 
     /// Runs a thread's body; its panic ends the replica and is said.
@@ -169,6 +166,8 @@ impl Common {
             (Epoch::NONE, Some(background)) => background.view.promise,
             (epoch, _) => epoch,
         };
+        // Not for longer than it takes to copy them: whoever takes over takes this lock.
+        let events = lock(&self.events).all();
         let stages = lock(&self.stages);
         Status {
             cluster: self.cluster.clone(),
@@ -185,7 +184,7 @@ impl Common {
             stopped: view.stopped.map(|why| why.to_string()),
             peers: background.map_or_else(Vec::new, |b| peers(&b.view, view)),
             counters,
-            events: lock(&self.events).all(),
+            events,
             stages: Stage::ALL
                 .map(|(stage, name)| (name.to_owned(), stages.summary(stage)))
                 .into(),

@@ -31,10 +31,10 @@ pub enum StartError {
     /// The control connections.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// It was to found the group, and a peer that is there does not say whether there is one.
+    /// It was to found the group, and a peer does not say whether there is one.
     #[error(
-        "replica {id} is there and does not say whether the group has a history ({reason}); stop it, or start this \
-         one without founding the group"
+        "replica {id} does not say whether the group has a history, and may be there ({reason}); see to it that its \
+         host answers, or start this one without founding the group"
     )]
     Silent {
         /// The peer.

@@ -1,5 +1,6 @@
 //! Whether there is a group already, so that nothing is to be founded.
 
+use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,8 @@ const STALE: Duration = Duration::from_nanos(2 * REPORT_NS);
 /// from it. To be asked before the own control address is taken.
 ///
 /// # Errors
-/// A peer's process is there and does not say. To found a group beside one that exists would make this replica vote
-/// without the memory that the others believe it has.
+/// A peer's process is there and does not say, or nobody knows whether it is there. To found a group beside one that
+/// exists would make this replica vote without the memory that the others believe it has.
 pub fn has_history(config: &Config, id: u8) -> Result<bool, StartError> {
     let others = config.members().iter().filter(|member| member.id != id);
     let asked: Vec<Result<u64, StartError>> = thread::scope(|scope| {
@@ -51,7 +52,8 @@ pub fn has_history(config: &Config, id: u8) -> Result<bool, StartError> {
     silent.map_or(Ok(false), Err)
 }
 
-/// The last entry that a peer knows; 0 if no process is there.
+/// The last entry that a peer knows; 0 if no process is there, which only its host can say: one that cannot be reached
+/// may have a process, and so may one for which this process had no descriptor left.
 fn history_of(config: &Config, member: &Member) -> Result<u64, StartError> {
     let (Some(control), Some(psk)) = (member.control, config.psk()) else {
         return Ok(0);
@@ -72,7 +74,11 @@ fn history_of(config: &Config, member: &Member) -> Result<u64, StartError> {
                 }
                 Err(_) => "it has nothing to say yet".into(),
             },
-            Err(QueryError::Unreachable { .. }) => return Ok(0),
+            Err(QueryError::Unreachable { source, .. })
+                if source.kind() == ErrorKind::ConnectionRefused =>
+            {
+                return Ok(0);
+            }
             Err(error) => error.to_string(),
         };
         if begin.elapsed() > ASK {

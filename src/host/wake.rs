@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The fences are totally ordered, so S3 sees the work of W1 or W3 sees the flag of S1: no wake-up is lost. A waker
-//! whose sleeper is awake pays the fence and a load.
+//! whose sleeper is awake pays the fence and a load. Between the two steps of W3 the sleeper may have gone its way, and
+//! the event comes when nobody sleeps: then it ends the next sleep at once, and is taken by that one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -59,6 +60,7 @@ impl Waker {
     /// Sleeps for at most `ns`, unless `has_work` says that there is something to do. Also ends when one of `others`
     /// can be read.
     pub fn sleep(&self, ns: u64, others: Option<BorrowedFd<'_>>, has_work: impl FnOnce() -> bool) {
+        let mut there = false;
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if !has_work() {
@@ -75,8 +77,9 @@ impl Waker {
             };
             // Interrupted or refused, the caller polls and comes back.
             let _ = ppoll(fds, Some(wait), None);
+            there = fds[0].any().unwrap_or(false);
         }
-        if !self.asleep.swap(false, Ordering::Relaxed) {
+        if !self.asleep.swap(false, Ordering::Relaxed) || there {
             let _ = self.event.read();
         }
     }
@@ -127,6 +130,17 @@ mod tests {
             begin.elapsed() < Duration::from_nanos(LONG_NS),
             "one lost wake-up would have slept for all of it"
         );
+    }
+
+    #[test]
+    fn an_event_that_comes_too_late_ends_one_sleep_and_not_all() {
+        let waker = Waker::new().expect("a descriptor");
+        waker.event.write(1).expect("room for one");
+        waker.sleep(LONG_NS, None, || false);
+        let begin = Instant::now();
+        waker.sleep(3_000_000, None, || false);
+        let slept = begin.elapsed();
+        assert!(slept >= Duration::from_millis(3), "{slept:?}");
     }
 
     #[test]

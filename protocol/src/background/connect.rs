@@ -313,6 +313,10 @@ impl<C: Context, Z: Zoo> Background<C, Z> {
                 let wire = self.wire_mut(link, peer);
                 let ok = wire.open(fresh);
                 wire.line.opened(ok, now_ns);
+                if ok && link == Link::Log {
+                    let before = wire.line.generation() - 1;
+                    self.shared.link_over(peer, before.into());
+                }
                 if ok && link == Link::Board {
                     self.boards.reconnect(peer);
                     if self.peers[peer.index()].stale_row {

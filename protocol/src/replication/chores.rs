@@ -6,7 +6,7 @@ use mu_verbs::sync::Ordering;
 
 use super::lane::Op;
 use super::lead::{Follower, Handover, Phase, Stage};
-use super::leader::{lose, note};
+use super::leader::{fault, lose, note};
 use super::rejoin::Lack;
 use super::{Event, Replication};
 use crate::entry::{Kind, admit};
@@ -58,19 +58,19 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             if follower.stage == Stage::Idle {
                 self.shared.let_link_go(follower.id);
             }
-            if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
-                // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
-                follower.barred_ns = 0;
-                lose(follower, &self.shared, &mut self.counters);
-            }
-            if follower.stage == Stage::Idle {
-                continue;
-            }
             let connected = self
                 .shared
                 .peer(follower.id)
                 .log_generation
                 .load(Ordering::Acquire);
+            if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
+                // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
+                follower.barred_ns = 0;
+                fault(&self.shared, follower.id, connected as u32);
+            }
+            if follower.stage == Stage::Idle {
+                continue;
+            }
             let late =
                 follower.outstanding != 0 && now_ns.saturating_sub(follower.since_ns) > timeout_ns;
             if connected != u64::from(follower.target.generation) || late {
@@ -179,8 +179,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         if !full {
             return;
         }
-        let applied = self.machine.applied();
-        let needed = self.lead.needed_from(applied);
+        if self.has_room(self.max_entry + self.reserve()) {
+            // Whoever waited for room has it, or is gone.
+            self.lead.full_ns = None;
+            return;
+        }
+        let needed = self.needed_from();
+        if needed >= self.machine.applied().at {
+            return;
+        }
         let voters = self.lead.confirmed_voters();
         let spare = voters.saturating_sub(self.quorum() - 1);
         let slowest = self
@@ -191,11 +198,15 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         // One that has just been confirmed has to be told first what of it is decided.
         let had_time =
             |f: &Follower| now_ns.saturating_sub(f.confirmed_ns) > self.settings.cut_off_ns;
-        let slowest =
-            slowest.filter(|f| f.applied_at == needed && f.applied_at < applied.at && had_time(f));
+        let needs = |f: &Follower| f.needs(&self.lane, &self.shared, self.zoo);
+        let slowest = slowest.filter(|f| needs(f) == needed && had_time(f));
         if let Some(follower) = slowest.into_iter().find(|f| !f.voter || spare > 0) {
             follower.stage = Stage::Idle;
             follower.barred_ns = now_ns + BARRED * self.settings.cut_off_ns;
+            if let Some((_, generation)) = self.lane.sends_from(follower.id, &self.shared) {
+                // It still gets what was posted, and that must stay where it is until the connection is over.
+                fault(&self.shared, follower.id, generation);
+            }
             self.counters.cut_off += 1;
             self.lead.full_ns = Some(now_ns);
         }

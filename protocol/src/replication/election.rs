@@ -377,7 +377,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.log.write(at, &self.payload);
         let proceeds = if asked < end.at {
             self.read_on(now_ns)
-        } else if self.own_end().index >= end.index {
+        } else if self.own_log_leads_to(end) {
             self.lead_from(end, now_ns, each);
             ControlFlow::Continue(())
         } else {

@@ -3,8 +3,13 @@
 //! Every request carries in its number which peer, what, and for which connection it was; a completion of an earlier
 //! connection is told by that and dropped. So is one that comes twice: requests on one connection are counted, and
 //! their completions come in order. No request goes out over a later connection than the one that it was meant for,
-//! since the link is held while something may be posted (`shared.rs`). Bytes go out from the registered log or inline;
-//! what is read from a peer goes into a scratch area of that peer's.
+//! since the link is held while something may be posted (`shared.rs`). What is read from a peer goes into a scratch
+//! area of that peer's.
+//!
+//! Bytes go out inline or from the registered log. A device takes the latter when they leave, which may be long after
+//! the post, and takes them again for every packet that it has to send again. Were the place used again meanwhile, a
+//! follower would get something else under the name of what was posted, over what it has acknowledged, or a mix of
+//! both. So the lowest place that a write under way may be taken from is kept for each link ([`Lane::sends_from`]).
 
 use std::ops::Range;
 
@@ -13,10 +18,11 @@ use mu_verbs::{
     QueuePair, RemoteAddr, SendFlags, SendOp, SendWr, Sge, WORD, WcStatus,
 };
 
-use crate::ids::ReplicaId;
+use crate::ids::{Members, ReplicaId};
 use crate::layout::header;
 use crate::limits::{LOG_HEADER_BYTES, LOG_QP_DEPTH, MAX_INLINE_ENTRY, MAX_REPLICAS, MAX_TRANSFER};
 use crate::log::{Log, Window};
+use crate::shared::Shared;
 
 /// One value a peer.
 pub type PerPeer<T> = [Option<T>; MAX_REPLICAS];
@@ -154,6 +160,11 @@ impl Counted {
         self.posted & COUNT
     }
 
+    /// Whether the request with this number can still be under way.
+    fn has_under_way(&self, number: u16) -> bool {
+        number.wrapping_sub(self.next) & COUNT < self.posted.wrapping_sub(self.next) & COUNT
+    }
+
     /// Whether nothing that was posted on this connection can still be under way.
     fn is_quiet(&self, generation: u16) -> bool {
         self.generation != generation || self.next == self.posted & COUNT
@@ -180,10 +191,56 @@ const _: () = assert!(
     "requests under way have different numbers"
 );
 
+/// Writes from the log, posted one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Writes {
+    /// The lowest position.
+    from: u64,
+    /// The number of the last one.
+    last: u16,
+}
+
+/// The writes from the log on one connection that may be under way. Exact bounds would take a queue; two groups are
+/// enough: new ones join the younger, which takes the place of the older as soon as that is through.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sending {
+    /// Of which connection.
+    generation: u32,
+    older: Option<Writes>,
+    younger: Option<Writes>,
+}
+
+impl Sending {
+    /// One more, with number `last`.
+    fn add(&mut self, counted: &Counted, generation: u32, from: u64, last: u16) {
+        if self.generation != generation {
+            // The queue pair was reset in between.
+            *self = Self {
+                generation,
+                ..Self::default()
+            };
+        }
+        let under_way = |writes: &Writes| counted.has_under_way(writes.last);
+        if !self.older.as_ref().is_some_and(under_way) {
+            self.older = self.younger.take().filter(under_way);
+        }
+        let from = self.younger.map_or(from, |writes| writes.from.min(from));
+        self.younger = Some(Writes { from, last });
+    }
+
+    /// The lowest position of those that may be under way, by their completions.
+    fn lowest(&self, counted: &Counted) -> Option<u64> {
+        let under_way = |writes: &Writes| counted.has_under_way(writes.last);
+        let both = [self.older, self.younger].into_iter().flatten();
+        both.filter(under_way).map(|writes| writes.from).min()
+    }
+}
+
 /// The log link to one peer.
 struct Link<C: Context> {
     qp: C::Qp,
     counted: Counted,
+    sending: Sending,
 }
 
 impl<C: Context> Link<C> {
@@ -257,8 +314,11 @@ impl<C: Context> Lane<C> {
             log_mr: ctx.reg_mr(pd, log, 0..log.len(), Access::LOCAL_WRITE)?,
             scan_mr: ctx.reg_mr(pd, &scan, 0..scan.len(), Access::LOCAL_WRITE)?,
             links: qps.map(|qp| {
-                let counted = Counted::default();
-                qp.map(|qp| Link { qp, counted })
+                qp.map(|qp| Link {
+                    qp,
+                    counted: Counted::default(),
+                    sending: Sending::default(),
+                })
             }),
             cq,
             polled: [Completion::EMPTY; POLLED],
@@ -273,6 +333,22 @@ impl<C: Context> Lane<C> {
         self.links[peer.index()]
             .as_ref()
             .is_none_or(|link| link.counted.is_quiet(generation as u16 & COUNT))
+    }
+
+    /// The lowest position of the own log that a write to `peer` may still take its bytes from, and the connection of
+    /// that write.
+    pub(super) fn sends_from(&self, peer: ReplicaId, shared: &Shared) -> Option<(u64, u32)> {
+        let link = self.links[peer.index()].as_ref()?;
+        let lowest = link.sending.lowest(&link.counted)?;
+        let generation = link.sending.generation;
+        (!shared.is_link_over(peer, generation.into())).then_some((lowest, generation))
+    }
+
+    /// Whether no write under way takes its bytes from the own log, so that it may be written anywhere.
+    pub(super) fn is_still(&self, peers: Members, shared: &Shared) -> bool {
+        peers
+            .iter()
+            .all(|peer| self.sends_from(peer, shared).is_none())
     }
 
     /// Bytes of log that one scan reads: at least the largest entry.
@@ -432,7 +508,11 @@ impl<C: Context> Lane<C> {
             remote: to.remote(offset),
             imm: None,
         };
-        Self::link(&mut self.links, peer).post(tag, write, SendFlags::SIGNALED)?;
+        let link = Self::link(&mut self.links, peer);
+        let number = link.counted.number(tag.generation);
+        link.post(tag, write, SendFlags::SIGNALED)?;
+        link.sending
+            .add(&link.counted, to.generation, at.start, number);
         Ok(end)
     }
 
@@ -509,6 +589,55 @@ mod tests {
                     index,
                     "{index} from {back} behind"
                 );
+            }
+        }
+    }
+
+    /// Against a queue that knows exactly: the bound is never above, is none once all are through, and does not stay
+    /// behind for ever while writes go on.
+    #[test]
+    fn no_place_is_free_before_the_write_from_it_is_through() {
+        for seed in 1..=200u64 {
+            let mut draw = seed;
+            let mut below = |n: u64| {
+                draw = crate::check::mix([draw, 1]);
+                draw % n
+            };
+            let mut counted = Counted::default();
+            let (mut sending, mut exact) = (Sending::default(), std::collections::VecDeque::new());
+            let (mut at, mut lag) = (1_000, 0);
+            for _ in 0..10_000 {
+                if exact.len() < LOG_QP_DEPTH as usize && below(2) == 0 {
+                    let number = counted.number(7);
+                    counted.posted = (number + 1) & COUNT;
+                    // Some requests are not from the log, and a leader that confirms somebody again goes back.
+                    let from = (below(3) != 0).then_some(at);
+                    if let Some(from) = from {
+                        sending.add(&counted, 7, from, number);
+                    }
+                    exact.push_back((number, from));
+                    at = if below(500) == 0 { at / 2 } else { at + 8 };
+                } else {
+                    // Those in between were lost.
+                    let through = (below(3) as usize + 1).min(exact.len());
+                    let last = exact.drain(..through).next_back();
+                    if let Some((sequence, _)) = last {
+                        let tag = Tag {
+                            peer: ReplicaId::new(0).expect("an id"),
+                            op: Op::Entries,
+                            generation: 7,
+                            sequence,
+                            value: 0,
+                        };
+                        assert!(counted.is_next(tag));
+                    }
+                }
+                let lowest = exact.iter().filter_map(|(_, from)| *from).min();
+                let bound = sending.lowest(&counted);
+                assert_eq!(bound.is_some(), lowest.is_some(), "seed {seed}");
+                assert!(bound <= lowest, "seed {seed}: {bound:?} above {lowest:?}");
+                lag = if bound == lowest { 0 } else { lag + 1 };
+                assert!(lag < 4 * LOG_QP_DEPTH, "seed {seed}: {bound:?}, {lowest:?}");
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::layout::{Ack, public};
 use crate::limits::MAX_REPLICAS;
 use crate::log::{Log, Point};
 use crate::shared::Shared;
+use crate::zoo::{Bug, Zoo};
 
 /// How far a leadership is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +163,19 @@ impl Follower {
             self.posted(now_ns);
         }
         Ok(())
+    }
+
+    /// The lowest position of the own log that it may still need: what it has not applied, what it has not been sent,
+    /// and what is being sent to it, whether it counts or not.
+    pub(super) fn needs<C: Context>(&self, lane: &Lane<C>, shared: &Shared, zoo: impl Zoo) -> u64 {
+        let served = match self.stage {
+            Stage::Confirmed => self.applied_at.min(self.sent),
+            _ => u64::MAX,
+        };
+        match lane.sends_from(self.id, shared) {
+            Some((from, _)) if !zoo.has(Bug::ReuseUnsent) => served.min(from),
+            _ => served,
+        }
     }
 
     /// The commit index that may be written into its header: what is posted before it covers that, and becomes visible
@@ -452,15 +466,6 @@ impl Lead {
             }
         }
         highest[others - 1]
-    }
-
-    /// The lowest position that somebody who is being written, or the own application, may still need.
-    pub(super) fn needed_from(&self, applied: Point) -> u64 {
-        let confirmed = self
-            .followers
-            .iter()
-            .filter(|f| f.stage == Stage::Confirmed);
-        confirmed.fold(applied.at, |least, f| least.min(f.applied_at))
     }
 }
 

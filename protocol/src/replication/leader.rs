@@ -9,7 +9,7 @@ use super::lane::{Done, Op, POLLED};
 use super::lead::{Follower, Phase, Stage};
 use super::{Counters, Event, Outcome, ReadOutcome, Replication};
 use crate::entry::{Header, Kind};
-use crate::ids::Epoch;
+use crate::ids::{Epoch, ReplicaId};
 use crate::layout::{Role, public};
 use crate::machine::StateMachine;
 use crate::shared::Shared;
@@ -58,7 +58,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     fn change_leadership(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
         let candidate = self.shared.candidate();
         self.end_leadership(each);
-        let able = self.standing.role == Role::Follower && self.standing.voter;
+        let able = self.standing.role == Role::Follower && self.standing.voter && self.is_still();
         if candidate > self.lead.epoch && able && self.stopped.is_none() {
             let applied = self.machine.applied();
             self.lead
@@ -85,6 +85,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.handover = None;
         for follower in &self.lead.followers {
             self.shared.let_link_go(follower.id);
+            if let Some((_, generation)) = self.lane.sends_from(follower.id, &self.shared) {
+                // Others may write this log soon, and wait until nothing is sent from it: not for a dead peer.
+                fault(&self.shared, follower.id, generation);
+            }
         }
         self.shared.hand_over(None);
         self.counters.stepped_down += 1;
@@ -161,13 +165,25 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             if refreshed {
                 self.refresh_applied();
             }
-            let needed = self.lead.needed_from(self.machine.applied());
+            let needed = self.needed_from();
             self.lead.free_until = needed.saturating_add(self.log.ring());
             if until <= self.lead.free_until {
                 return true;
             }
         }
         false
+    }
+
+    /// The lowest position of the own log that somebody may still need.
+    pub(super) fn needed_from(&self) -> u64 {
+        let needs = |f: &Follower| f.needs(&self.lane, &self.shared, self.zoo);
+        let least = self.lead.followers.iter().map(needs).min();
+        self.machine.applied().at.min(least.unwrap_or(u64::MAX))
+    }
+
+    /// Whether nothing is being sent from the own log any more.
+    pub(super) fn is_still(&self) -> bool {
+        self.lane.is_still(self.settings.peers(), &self.shared) || self.zoo.has(Bug::ReuseUnsent)
     }
 
     /// Takes in what the followers say they have applied.
@@ -402,8 +418,13 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 pub(super) fn lose(follower: &mut Follower, shared: &Shared, counters: &mut Counters) {
     follower.stage = Stage::Idle;
     counters.followers_lost += 1;
-    let fault = &shared.peer(follower.id).log_fault;
-    fault.store(follower.target.generation.into(), Ordering::Release);
+    fault(shared, follower.id, follower.target.generation);
+}
+
+/// The log link to `peer` has to be connected anew, if this is its connection.
+pub(super) fn fault(shared: &Shared, peer: ReplicaId, generation: u32) {
+    let word = &shared.peer(peer).log_fault;
+    word.store(generation.into(), Ordering::Release);
 }
 
 /// What a post came to: a full queue only postpones, anything else means that the connection is gone.

@@ -412,7 +412,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             worked |= self.poll_leader(now_ns, &mut each);
         }
         if !self.lead.is_on() {
-            if candidate == Epoch::NONE {
+            if candidate == Epoch::NONE && self.shared.left() != promised && self.is_still() {
                 self.shared.leave(promised);
             }
             worked |= self.poll_follower(now_ns, &mut each);

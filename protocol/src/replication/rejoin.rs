@@ -250,7 +250,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// Asks the best donor for a snapshot, once nobody may write this log.
     fn ask(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) {
         let late = |(donor, link)| connected(self.shared.peer(donor)) == link;
-        if self.shared.holder().is_some() || self.rejoin.faulted.is_some_and(late) {
+        let may_write = self.shared.holder().is_none() && self.is_still();
+        if !may_write || self.rejoin.faulted.is_some_and(late) {
             return;
         }
         self.rejoin.faulted = None;
@@ -475,7 +476,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// Whether the own log goes on from the state before to a later one at `point`. An entry stands in two logs only
     /// behind the same entries, so it holds the decided ones up to there then.
-    fn own_log_leads_to(&mut self, point: Point) -> bool {
+    pub(super) fn own_log_leads_to(&mut self, point: Point) -> bool {
         let mut at = self.machine.applied();
         while at.index < point.index {
             match find(&self.log, at, self.max_entry, &mut self.payload, self.zoo) {

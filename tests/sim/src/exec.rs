@@ -5,7 +5,7 @@ use mu_verbs::{Access, AsyncEvent, WcStatus};
 
 use crate::faults::Fault;
 use crate::flow::{Action, Chunk, Flow, Piece, Request};
-use crate::profile::Leak;
+use crate::profile::{Leak, MAX_SGE};
 use crate::queue::Event;
 use crate::state::State;
 
@@ -51,7 +51,7 @@ impl State {
         );
         let wire = self.now + self.rng.range(SEND_NS.0, SEND_NS.1);
         let latency = self.latency(from, to);
-        let gathers = request.action == Action::Write && request.pieces[0].is_some();
+        let gathers = request.gathers();
         let (now, usual) = (self.now, self.is_at_once(latency));
         let flow = &mut self.flows[flow_at as usize];
         let at_once = usual && flow.requests.is_empty() && !flow.moving;
@@ -107,7 +107,20 @@ impl State {
             return self.bytes.push(data);
         };
         let pieces = request.pieces;
-        let whole = pieces.into_iter().flatten().all(|piece| {
+        let whole = self.gather(qp, pieces, &mut data);
+        let request = self.flows[flow_at as usize]
+            .request(serial)
+            .expect("it was there");
+        std::mem::swap(&mut request.data, &mut data);
+        if !whole {
+            request.result = Some(WcStatus::LOC_PROT_ERR);
+        }
+        self.bytes.push(data);
+    }
+
+    /// Takes the bytes of local pieces as they are now. Whether all of them may be read.
+    fn gather(&self, qp: u32, pieces: [Option<Piece>; MAX_SGE], data: &mut Vec<u8>) -> bool {
+        pieces.into_iter().flatten().all(|piece| {
             self.local(qp, piece, Access::NONE)
                 .is_some_and(|(mem, at)| {
                     let from = data.len();
@@ -117,14 +130,30 @@ impl State {
                         .read_bytes(at, &mut data[from..]);
                     true
                 })
-        });
-        let request = self.flows[flow_at as usize]
-            .request(serial)
-            .expect("it was there");
-        std::mem::swap(&mut request.data, &mut data);
-        if !whole {
-            request.result = Some(WcStatus::LOC_PROT_ERR);
+        })
+    }
+
+    /// A packet that is sent again takes its bytes again: what has not got through leaves as it is now.
+    fn gather_again(&mut self, flow: &mut Flow) {
+        let request = flow.current().expect("asked before");
+        request.again = false;
+        if request.gathers() {
+            self.hit(Fault::GatheredAgain);
+            self.compare(flow);
         }
+    }
+
+    /// The bytes of a WRITE have to stand still until it is done: takes them once more, and notes it if they did not.
+    fn compare(&mut self, flow: &mut Flow) {
+        let mut data = self.take_bytes();
+        let (qp, from) = (flow.qp, flow.from);
+        let request = flow.current().expect("asked before");
+        let whole = self.gather(qp, request.pieces, &mut data);
+        if whole && data != request.data {
+            self.disturbed.get_or_insert((from, request.wr_id));
+            std::mem::swap(&mut data, &mut request.data);
+        }
+        data.clear();
         self.bytes.push(data);
     }
 
@@ -229,6 +258,9 @@ impl State {
         }
         let request = flow.current().expect("asked before");
         let Some(chunk) = request.chunks.get(request.next_chunk).copied() else {
+            if request.gathers() && !request.hidden && flow.live {
+                self.compare(flow);
+            }
             return Step::Done {
                 status: WcStatus::SUCCESS,
                 known: false,
@@ -246,6 +278,9 @@ impl State {
                 status: WcStatus::RETRY_EXC_ERR,
                 known: true,
             };
+        }
+        if flow.live && flow.current().expect("asked before").again {
+            self.gather_again(flow);
         }
         match self.admit(flow, !chunk.first) {
             Ok(target) => flow.current().expect("asked before").target = target,
@@ -310,7 +345,8 @@ impl State {
         }
         let (timeout, retries) = (flow.timeout_ns(), flow.rts.retry_cnt);
         let request = flow.current().expect("asked before");
-        // What is sent again begins a packet: rights are looked at anew.
+        // What is sent again begins a packet: rights are looked at anew, and its bytes taken.
+        request.again = true;
         request.chunks[request.next_chunk] = Chunk {
             first: true,
             ..chunk

@@ -37,6 +37,8 @@ pub enum Fault {
     AnswerLost,
     /// A packet does not get through and is sent again.
     Retransmit,
+    /// What is sent again is taken from memory again.
+    GatheredAgain,
     /// The peer did not answer for too long.
     RetriesExhausted,
     /// A request ends at once, since the peer's process has ended.
@@ -75,7 +77,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::CompletionLost,
         Self::CompletionLate,
         Self::CompletionTwice,
@@ -92,6 +94,7 @@ impl Fault {
         Self::GhostLands,
         Self::AnswerLost,
         Self::Retransmit,
+        Self::GatheredAgain,
         Self::RetriesExhausted,
         Self::PeerEnded,
         Self::VisibleLate,
@@ -140,6 +143,7 @@ impl Fault {
             Self::GhostLands => "ghost_lands",
             Self::AnswerLost => "answer_lost",
             Self::Retransmit => "retransmit",
+            Self::GatheredAgain => "gathered_again",
             Self::RetriesExhausted => "retries_exhausted",
             Self::PeerEnded => "peer_ended",
             Self::VisibleLate => "visible_late",

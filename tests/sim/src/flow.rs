@@ -73,8 +73,17 @@ pub(crate) struct Request {
     pub(crate) hidden: bool,
     pub(crate) told: bool,
     pub(crate) tries: u8,
+    /// It is sent again: a device takes the bytes anew.
+    pub(crate) again: bool,
     pub(crate) result: Option<WcStatus>,
     pub(crate) answered: bool,
+}
+
+impl Request {
+    /// Whether its bytes come from regions, and when they leave.
+    pub(crate) fn gathers(&self) -> bool {
+        self.action == Action::Write && self.pieces[0].is_some()
+    }
 }
 
 /// Requests from one queue pair to another, in order.

@@ -188,6 +188,7 @@ impl State {
                 addr,
                 len,
                 rkey,
+                live,
             });
         }
         if !live {

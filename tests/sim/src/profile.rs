@@ -165,6 +165,14 @@ impl Profile {
         }
     }
 
+    /// A sluggish device that takes nearly everything from memory when it sends it, and not when it is posted.
+    pub(crate) fn sluggish_and_gathering(self) -> Self {
+        Self {
+            max_inline_data: 16,
+            ..self.sluggish()
+        }
+    }
+
     /// As the device states it.
     pub(crate) fn capabilities(&self) -> Capabilities {
         let worth = |leaks: bool| if leaks { Barrier::No } else { Barrier::Yes };

@@ -107,6 +107,7 @@ impl QueuePair<SimContext> for SimQp {
             hidden: false,
             told: false,
             tries: 0,
+            again: false,
             result: None,
             answered: false,
         };

@@ -30,6 +30,8 @@ pub struct Placed {
     pub len: usize,
     /// The key that was shown.
     pub rkey: u32,
+    /// The connection over which it came is still the one of its queue pair.
+    pub live: bool,
 }
 
 /// See [`State::way`].
@@ -74,6 +76,8 @@ pub(crate) struct State {
     pub(crate) chunks: Vec<Vec<Chunk>>,
     /// What was placed, if anybody wants to know.
     pub(crate) placed: Option<Vec<Placed>>,
+    /// The first write whose bytes changed while it was under way: who wrote, and the number of the request.
+    pub(crate) disturbed: Option<(usize, u64)>,
 }
 
 impl State {

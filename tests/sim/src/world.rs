@@ -66,6 +66,7 @@ impl World {
             bytes: Vec::new(),
             chunks: Vec::new(),
             placed: None,
+            disturbed: None,
         })))
     }
 
@@ -278,6 +279,12 @@ impl World {
     /// Keeps what is placed from now on, for [`take_placed`](Self::take_placed).
     pub fn watch_placements(&self) {
         lock(&self.0).placed = Some(Vec::new());
+    }
+
+    /// The first WRITE of a live queue pair whose bytes did not stand still until it was done: the node that posted it,
+    /// and its number.
+    pub fn disturbed(&self) -> Option<(usize, u64)> {
+        lock(&self.0).disturbed
     }
 
     /// Moves what was placed since the last call to the end of `out`.

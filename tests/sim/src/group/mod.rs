@@ -18,6 +18,7 @@ mod plan;
 mod polls;
 mod replica;
 mod rows;
+mod rules;
 mod run;
 mod strikes;
 mod turns;

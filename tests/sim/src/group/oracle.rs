@@ -110,7 +110,12 @@ impl Oracle {
         self.voters.contains(&(id, incarnation))
     }
 
-    /// I8, and that an epoch belongs to one life of one replica.
+    /// Whether somebody has led in a later epoch.
+    pub(crate) fn is_overtaken(&self, epoch: Epoch) -> bool {
+        self.leaders.keys().any(|later| *later > epoch.0)
+    }
+
+    /// An epoch belongs to one life of one replica.
     pub(crate) fn leads(&mut self, id: ReplicaId, incarnation: u64, epoch: Epoch) {
         if epoch.owner() != Some(id) {
             return self.fail(format!(

@@ -91,6 +91,11 @@ impl Aim {
                 device: Profile::synchronous,
                 ..Self::ANY
             },
+            Bug::ReuseUnsent => Self {
+                themes: &[OneWay, Slow, Burst],
+                device: Profile::sluggish_and_gathering,
+                ..Self::ANY
+            },
             Bug::ForgetTheOthers => Self {
                 themes: &[Kill, CutLeader, Slow],
                 device: Profile::said_to_run,

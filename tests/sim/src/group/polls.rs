@@ -61,6 +61,7 @@ impl Group {
             }
         }
         let now_ns = self.world.clock_ns(self.slots[slot].node);
+        process.progressed();
         let mut events = Vec::new();
         let gone = || process.dying.get() || process.dead.get();
         let pace = rep.poll(now_ns, |event| {
@@ -71,6 +72,7 @@ impl Group {
         if gone() {
             return false;
         }
+        process.progressed();
         if rep.app().panicked {
             self.hit(Row::Panicked);
             process.dying.set(true);
@@ -108,11 +110,14 @@ impl Group {
                 ));
             }
         }
+        let beat = process.heartbeat();
         let pace = bg.poll(now_ns);
+        if process.dying.get() || process.dead.get() {
+            return false;
+        }
+        self.pulse_rule(slot, process, now_ns, beat);
+        self.rights_rule(slot, process);
         while let Some((peer, message)) = bg.control_out() {
-            if process.dying.get() || process.dead.get() {
-                return false;
-            }
             self.connect_message(slot, peer, &message);
         }
         pace.worked
@@ -241,6 +246,7 @@ impl Group {
                 .oracle
                 .leads(id, rep.incarnation(), epoch);
             process.leads.set(Some(epoch));
+            self.leader_rules(slot, process, rep, epoch);
             // Its own empty entry is one of them.
             if end_of(rep).index > process.end_before.get() + 1 {
                 self.hit(Row::Adopted);

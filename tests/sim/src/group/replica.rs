@@ -14,10 +14,12 @@ use mu_protocol::replication::{Replication, Stopped};
 use mu_protocol::settings::Settings;
 use mu_protocol::shared::Shared;
 use mu_protocol::zoo::{Seeded, Sound};
+use mu_verbs::Memory;
 
 use super::app::{App, Misbehaviour};
 use super::channel::Control;
 use super::clients::Asked;
+use super::rules::{PulseSeen, RightsSeen};
 use super::{Engine, Group, Slot, Tickets};
 use crate::context::SimContext;
 
@@ -32,6 +34,8 @@ pub(crate) struct Process {
     pub(crate) ctx: SimContext,
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Log,
+    /// Its public line, and the rows of the others.
+    pub(crate) board: Memory,
     /// Where peers see its log and its board.
     pub(crate) log_addr: u64,
     pub(crate) board_addr: u64,
@@ -59,6 +63,9 @@ pub(crate) struct Process {
     /// Up to where the oracles have looked at its log.
     pub(crate) cursor: Cell<Point>,
     pub(crate) min_proposal: Cell<u64>,
+    /// What the rules of its background engine's polls were told last.
+    pub(crate) pulse: Cell<PulseSeen>,
+    pub(crate) rights: Cell<RightsSeen>,
     /// End of its log when it became a candidate.
     pub(crate) end_before: Cell<u64>,
     /// Its application is not to be trusted.
@@ -107,6 +114,7 @@ impl Group {
             log_addr: address(replication.log().memory()),
             board_addr: address(&replication.board().memory),
             log: replication.log().clone(),
+            board: replication.board().memory.clone(),
             standing: Cell::new(replication.standing()),
             leads: Cell::default(),
             incarnation: Cell::new(incarnation),
@@ -116,6 +124,8 @@ impl Group {
             ring_full: Cell::default(),
             cursor: Cell::default(),
             min_proposal: Cell::default(),
+            pulse: Cell::default(),
+            rights: Cell::default(),
             misbehaves: Cell::default(),
             hand_over: Cell::default(),
             dying: Cell::default(),

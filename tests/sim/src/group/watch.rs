@@ -29,11 +29,22 @@ impl Group {
             }
         }
         self.core.borrow_mut().placed = placed;
+        if let Some((from, wr_id)) = self.world.disturbed()
+            && self.core.borrow().oracle.excused == 0
+        {
+            self.fail(format!(
+                "buffers: replica {from} used the memory of its write {wr_id:#x} again before that was done"
+            ));
+        }
     }
 
     fn look_at_placement(&self, slot: usize, process: &Process, placed: Placed) {
         let Placed {
-            from, addr, len, ..
+            from,
+            addr,
+            len,
+            live,
+            ..
         } = placed;
         let log_bytes = LOG_HEADER_BYTES as u64 + process.log.ring();
         if let Some(at) = addr
@@ -55,6 +66,10 @@ impl Group {
                         "I7: minProposal of replica {slot} fell from {before:#x} to {now:#x}"
                     ));
                 }
+            }
+            // What is still on its way over a connection that is over left when its place was not free yet.
+            if let Some(at) = at.checked_sub(LOG_HEADER_BYTES as u64).filter(|_| live) {
+                self.lapping_rule(slot, process, from, at..at + len as u64);
             }
         } else if let Some(at) = addr
             .checked_sub(process.board_addr)
