@@ -240,15 +240,15 @@ impl Source {
     #[inline(never)]
     fn poll_receives(&mut self, out: &mut [Completion]) -> usize {
         let lane = self.lane.as_ref().map(|lane| lane.memory.words());
+        // A receive is flushed, and its buffer the caller's again, only when the peer is not in the middle of filling
+        // it. That comes before the look at how many it has filled: one that ended in between is not flushed.
+        let writer = self.writer;
+        let flush = self.failed && self.lane.as_ref().is_none_or(|lane| lane.is_quiet(writer));
         let done = lane.map_or(0, |words| {
             lane_row(words, self.qp.slot)
                 .recv_done()
                 .load(Ordering::Acquire)
         });
-        // A receive is flushed, and its buffer the caller's again, only when the peer is not in the middle of filling
-        // it.
-        let writer = self.writer;
-        let flush = self.failed && self.lane.as_ref().is_none_or(|lane| lane.is_quiet(writer));
         if done <= self.delivered && !flush {
             return 0;
         }

@@ -271,6 +271,13 @@ impl QpShared {
             _ => None,
         };
         let mut ctl = self.lock();
+        // Whoever destroys it says so before it takes the lock; then its row may be another one's.
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Invalid {
+                verb: "ibv_modify_qp",
+                what: format!("queue pair {:#x} was destroyed", self.qp_num),
+            });
+        }
         let initiator = ctl.initiator();
         let done = match (change, reached) {
             (Modify::Rtr(attr), Some((view, lane))) if ctl.state == QpState::Init => {

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use mu::config::{Backend, Config};
-use mu::host::{Device, Direct, die_with, end_signals, has_history, pin, sleep_precisely};
+use mu::host::{
+    Device, Direct, die_with, end_signals, has_history, pin, raise_descriptors, sleep_precisely,
+};
 use mu::kv::{Ended, Server, Store};
 use mu::protocol::layout::Role;
 use mu_verbs::Context;
@@ -108,6 +110,7 @@ pub(super) fn run_in(args: &Args, around: impl Around) -> Result<Status> {
             args.id
         )));
     };
+    raise_descriptors();
     // Before any thread starts, so that all of them leave signals to the descriptor.
     let signals = end_signals().context("taking signals as a descriptor")?;
     let listener = TcpListener::bind(client)

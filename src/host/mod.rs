@@ -48,7 +48,7 @@ pub use hub::{Hub, Port};
 pub use mesh::MeshPlane;
 pub use options::{Options, ThreadOptions, pin};
 pub use pace::{Pacer, Policy, Rest};
-pub use process::{die_with, end_signals};
+pub use process::{die_with, end_signals, raise_descriptors};
 pub use replica::{Replica, Reply};
 pub use stages::{Percentiles, SAMPLE, Stage};
 pub use start::{Device, is_usable};

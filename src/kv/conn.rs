@@ -2,13 +2,17 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use super::wire::{Frames, GREETING, Request, Response};
 
 /// Bytes that wait to be sent to one client before nothing more is read from it.
 const OUT_BYTES_MAX: usize = 1 << 20;
-/// Requests of one client without a response before nothing more is read from it.
+/// Requests of one client without a response before nothing more is read from it. Of reads it is as many values, at
+/// most, as may wait to be sent: they come all at once.
 const IN_FLIGHT_MAX: usize = 1024;
+/// A client that has not said in this time that it speaks this protocol makes room for another one.
+const GREETING_WAIT: Duration = Duration::from_secs(1);
 
 /// One client's connection.
 #[derive(Debug)]
@@ -16,10 +20,12 @@ pub(super) struct Conn {
     pub(super) stream: TcpStream,
     frames: Frames,
     greeted: bool,
+    since: Instant,
     out: Vec<u8>,
     /// What lies before it is sent.
     sent: usize,
     in_flight: usize,
+    in_flight_max: usize,
     /// It waits for a leader, and nothing is read from it.
     pub(super) waits: bool,
     /// What the poller was last asked to look for: readable, writable.
@@ -42,16 +48,22 @@ impl From<io::Error> for Over {
 }
 
 impl Conn {
-    pub(super) fn new(stream: TcpStream, frame_bytes_max: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        stream: TcpStream,
+        frame_bytes_max: usize,
+        value_bytes_max: usize,
+    ) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
             frames: Frames::new(frame_bytes_max),
             greeted: false,
+            since: Instant::now(),
             out: Vec::new(),
             sent: 0,
             in_flight: 0,
+            in_flight_max: (OUT_BYTES_MAX / value_bytes_max.max(1)).clamp(1, IN_FLIGHT_MAX),
             waits: false,
             interest: (true, false),
         })
@@ -129,7 +141,12 @@ impl Conn {
         (!self.is_full() && !self.waits, self.sent < self.out.len())
     }
 
-    fn is_full(&self) -> bool {
-        self.in_flight >= IN_FLIGHT_MAX || self.out.len() - self.sent >= OUT_BYTES_MAX
+    /// Since when it should have greeted, if it has not.
+    pub(super) fn is_stranger(&self) -> Option<Instant> {
+        (!self.greeted && self.since.elapsed() > GREETING_WAIT).then_some(self.since)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.in_flight >= self.in_flight_max || self.out.len() - self.sent >= OUT_BYTES_MAX
     }
 }

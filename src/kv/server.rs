@@ -8,7 +8,7 @@
 //! over before a client that goes from one replica to the next would be back, and needs the processors itself.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use mu_protocol::layout::Role;
 use mu_protocol::replication::{Event, Outcome, ReadOutcome};
 use mu_verbs::Context;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signalfd::SignalFd;
 
 use super::conn::{Conn, Over};
@@ -37,6 +38,10 @@ const EVENTS: usize = 64;
 pub(super) const LEADERLESS: Duration = Duration::from_millis(5);
 /// Connections accepted before other work has its turn.
 const ACCEPTS: usize = 16;
+/// Descriptors that are left to the replica itself, whatever clients there are.
+const DESCRIPTORS_KEPT: usize = 256;
+/// After a connection that could not be accepted, none is for so long.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
@@ -62,6 +67,9 @@ pub struct Server<C: Context> {
     kept: Vec<u64>,
     max_command_bytes: usize,
     buffer: Vec<u8>,
+    pub(super) connections_max: usize,
+    /// No connection is accepted before then: there was no descriptor left.
+    deaf_until: Option<Instant>,
 }
 
 /// Whose request it is, and its number there.
@@ -117,6 +125,8 @@ impl<C: Context> Server<C> {
             kept: Vec::new(),
             max_command_bytes,
             buffer: vec![0; READ_BYTES],
+            connections_max: connections_max(),
+            deaf_until: None,
         })
     }
 
@@ -144,6 +154,7 @@ impl<C: Context> Server<C> {
     /// One turn, at the end of which it may sleep for a moment. Says when it is to end; turns can go on after a signal.
     pub fn turn(&mut self) -> Option<Ended> {
         self.look_for_leader();
+        self.listen_again();
         let mut events = [EpollEvent::empty(); EVENTS];
         // An error could only be an interruption, and the next turn looks again.
         let n = self
@@ -185,16 +196,17 @@ impl<C: Context> Server<C> {
 
     fn accept(&mut self) {
         for _ in 0..ACCEPTS {
-            let Ok((stream, from)) = self.listener.accept() else {
-                return;
+            let (stream, from) = match self.listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) => return self.rest_from_accepting(&error),
             };
-            if self.clients.map.len() >= CONNECTIONS_MAX {
-                tracing::warn!(%from, "turned away: {CONNECTIONS_MAX} clients are connected");
+            if self.clients.map.len() >= self.connections_max && !self.clients.end_a_stranger() {
+                tracing::warn!(%from, "turned away: {} clients are connected", self.connections_max);
                 continue;
             }
             let token = self.clients.next;
             let limit = self.max_command_bytes + REQUEST_OVERHEAD + FRAME_SLACK;
-            let added = Conn::new(stream, limit).and_then(|conn| {
+            let added = Conn::new(stream, limit, self.max_command_bytes).and_then(|conn| {
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
                 self.poller.add(&conn.stream, event)?;
                 Ok(conn)
@@ -207,6 +219,33 @@ impl<C: Context> Server<C> {
                 Err(error) => tracing::warn!(%from, %error, "a client could not be taken on"),
             }
         }
+    }
+
+    /// A connection that waits and cannot be taken makes the listener readable all the time, so it is not looked at for
+    /// a while.
+    fn rest_from_accepting(&mut self, error: &io::Error) {
+        if matches!(
+            error.kind(),
+            ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+        ) {
+            return;
+        }
+        tracing::warn!(%error, "no client can be taken on for {ACCEPT_REST:?}");
+        self.deaf_until = Some(Instant::now() + ACCEPT_REST);
+        self.listen(EpollFlags::empty());
+    }
+
+    fn listen_again(&mut self) {
+        if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
+            self.deaf_until = None;
+            self.listen(EpollFlags::EPOLLIN);
+        }
+    }
+
+    fn listen(&self, flags: EpollFlags) {
+        let mut event = EpollEvent::new(flags, LISTENER);
+        let changed = self.poller.modify(&self.listener, &mut event);
+        changed.expect("the listener was added when the server was made");
     }
 
     /// Whether clients are to wait for a leader, and if not any more, takes up those that did.
@@ -358,14 +397,12 @@ impl<C: Context> Server<C> {
         dirty.dedup();
         let any = !dirty.is_empty();
         for token in dirty.drain(..) {
-            self.submit(token);
+            if !self.submit_and_send(token) {
+                continue;
+            }
             let Some(conn) = self.clients.map.get_mut(&token) else {
                 continue;
             };
-            if let Err(over) = conn.flush() {
-                self.clients.end(token, &over);
-                continue;
-            }
             let wants = conn.wants();
             if wants != conn.interest {
                 conn.interest = wants;
@@ -379,9 +416,37 @@ impl<C: Context> Server<C> {
             }
         }
         // Refusals of what was taken up above are sent with the next turn.
-        self.dirty.append(&mut dirty);
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
         any
     }
+
+    /// Takes up what a client has sent and sends what was answered, as long as that makes room for more: what it has
+    /// sent lies here, and nothing else would wake this thread for it. Whether the client is still there.
+    fn submit_and_send(&mut self, token: u64) -> bool {
+        loop {
+            self.submit(token);
+            let Some(conn) = self.clients.map.get_mut(&token) else {
+                return false;
+            };
+            let was_full = conn.is_full();
+            if let Err(over) = conn.flush() {
+                self.clients.end(token, &over);
+                return false;
+            }
+            if !was_full || conn.is_full() {
+                return true;
+            }
+        }
+    }
+}
+
+/// How many clients there may be at the same time, by the descriptors that this process may have.
+fn connections_max() -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let left = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    left.saturating_sub(DESCRIPTORS_KEPT)
+        .clamp(1, CONNECTIONS_MAX)
 }
 
 impl Clients {
@@ -391,6 +456,14 @@ impl Clients {
             conn.answer(number, response);
             dirty.push(token);
         }
+    }
+
+    /// Makes room by ending the client that has been silent for longest instead of greeting, if there is one.
+    fn end_a_stranger(&mut self) -> bool {
+        let strangers = self.map.iter();
+        let strangers = strangers.filter_map(|(token, conn)| Some((conn.is_stranger()?, *token)));
+        let oldest = strangers.min();
+        oldest.is_some_and(|(_, token)| self.map.remove(&token).is_some())
     }
 
     /// Dropping the socket also takes it out of the poller.

@@ -189,6 +189,11 @@ fn responses_round_trip() {
     }
 }
 
+/// The largest command: with as many reads of such values in flight as there may be, more waits to be sent than may.
+const COMMAND_BYTES: usize = 1030;
+/// Clients of one server.
+const CONNECTIONS: usize = 16;
+
 /// Servers of an in-process group, each on a thread of its own.
 struct Service {
     addresses: Vec<(u8, SocketAddr)>,
@@ -217,12 +222,13 @@ impl Service {
                 .addresses
                 .push((id, listener.local_addr().expect("an address")));
             let mut options = net.options(id);
-            options.settings.max_command_bytes = 1000;
+            options.settings.max_command_bytes = COMMAND_BYTES;
             let direct = net.direct(options, Store::new()).expect("it starts");
             service.handles.push(direct.handle());
             let stop = Arc::new(AtomicBool::new(false));
             service.stop.push(Arc::clone(&stop));
             let mut server = Server::new(direct, listener, None).expect("it starts");
+            server.connections_max = CONNECTIONS;
             service.threads.push(Some(thread::spawn(move || {
                 while !stop.load(Ordering::Acquire) && server.turn().is_none() {}
                 server.stop();
@@ -275,9 +281,9 @@ fn a_client_finds_the_leader_and_goes_on_when_it_is_gone() {
         assert_eq!(client.add(b"n", 1).expect("decided"), Some(n));
     }
     assert_ne!(client.replica(), leader);
-    let too_large = client.put(b"k", &[0; 1001]);
+    let too_large = client.put(b"k", &[0; COMMAND_BYTES + 1]);
     assert!(
-        matches!(too_large, Err(ClientError::TooLarge { limit: 1000, .. })),
+        matches!(too_large, Err(ClientError::TooLarge { limit: 1030, .. })),
         "{too_large:?}"
     );
     let too_long = client.get(&[0; 2000]);
@@ -408,4 +414,39 @@ fn nonsense_ends_its_connection_and_floods_are_held_back() {
         );
         open.retain(|n| *n != number);
     }
+}
+
+/// What one client asks for comes in one piece, and the answers to a part of it are more than may wait to be sent.
+#[test]
+fn all_of_a_long_pipeline_of_large_values_is_answered() {
+    let service = Service::start(1);
+    let mut client = service.client();
+    client.put(b"k", &[7; 1018]).expect("decided");
+    let mut stream = TcpStream::connect(service.addresses[0].1).expect("connected");
+    let mut bytes = GREETING.to_vec();
+    for number in 0..3_000 {
+        Request::Get { key: b"k" }.encode(number, &mut bytes);
+    }
+    stream.write_all(&bytes).expect("sent");
+    let patience = Some(Duration::from_secs(10));
+    stream.set_read_timeout(patience).expect("a time-out");
+    let mut one = Vec::new();
+    Response::Value(Some(&[7; 1018])).encode(0, &mut one);
+    let mut answers = vec![0; 3_000 * one.len()];
+    stream.read_exact(&mut answers).expect("all are answered");
+    let ends_well = |answer: &[u8]| answer.ends_with(&[7; 1018]);
+    assert!(answers.chunks_exact(one.len()).all(ends_well));
+}
+
+#[test]
+fn whoever_does_not_greet_makes_room() {
+    let service = Service::start(1);
+    let address = service.addresses[0].1;
+    let connect = || TcpStream::connect(address).expect("connected");
+    let silent: Vec<_> = (0..CONNECTIONS).map(|_| connect()).collect();
+    // They are all there before they could have made room.
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut client = service.client();
+    client.put(b"k", b"v").expect("decided");
+    assert!(is_closed(silent.into_iter().next().expect("many")));
 }

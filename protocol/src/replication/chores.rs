@@ -65,8 +65,11 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
                 .load(Ordering::Acquire);
             if follower.barred_ns != 0 && now_ns >= follower.barred_ns {
                 // It has been lapped and starts anew, or has caught up: over a new connection it says where it is.
-                follower.barred_ns = 0;
-                fault(&self.shared, follower.id, connected as u32);
+                if connected == u64::from(follower.target.generation) {
+                    fault(&self.shared, follower.id, follower.target.generation);
+                } else {
+                    follower.barred_ns = 0;
+                }
             }
             if follower.stage == Stage::Idle {
                 continue;

@@ -379,7 +379,10 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
             self.read_on(now_ns)
         } else if self.own_log_leads_to(end) {
             self.lead_from(end, now_ns, each);
-            ControlFlow::Continue(())
+            return match self.lead.is_on() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            };
         } else {
             ControlFlow::Break(())
         };

@@ -235,7 +235,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     /// What a follower need not do at every poll: notices that it has been left behind, or that an entry is damaged.
     #[inline(never)]
     pub(super) fn follow_chores(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        self.drop_completions();
+        self.drop_completions(now_ns);
         let applied = self.machine.applied();
         self.board.set_public(public::COMMIT, self.commit);
         if self.is_stuck_at_damage(now_ns) {
@@ -283,17 +283,18 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     }
 
     /// Completions of a leadership that is over.
-    pub(super) fn drop_completions(&mut self) {
+    pub(super) fn drop_completions(&mut self, now_ns: u64) {
         loop {
             let n = self.lane.poll(POLLED);
             if n == 0 {
-                return;
+                break;
             }
             for place in 0..n {
                 // What is counted on the connection goes on.
                 let _ = self.lane.done(place);
             }
         }
+        self.end_sends(now_ns);
     }
 
     /// Catches up by snapshot, since the log alone cannot bring this replica on. A state below `least` would not help.

@@ -212,7 +212,7 @@ struct Sending {
 
 impl Sending {
     /// One more, with number `last`.
-    fn add(&mut self, counted: &Counted, generation: u32, from: u64, last: u16) {
+    fn add(&mut self, generation: u32, from: u64, last: u16) {
         if self.generation != generation {
             // The queue pair was reset in between.
             *self = Self {
@@ -220,19 +220,25 @@ impl Sending {
                 ..Self::default()
             };
         }
-        let under_way = |writes: &Writes| counted.has_under_way(writes.last);
-        if !self.older.as_ref().is_some_and(under_way) {
-            self.older = self.younger.take().filter(under_way);
+        if self.older.is_none() {
+            self.older = self.younger.take();
         }
         let from = self.younger.map_or(from, |writes| writes.from.min(from));
         self.younger = Some(Writes { from, last });
     }
 
+    /// Forgets those that are through, before their numbers are given to others.
+    #[inline]
+    fn forget(&mut self, counted: &Counted) {
+        for writes in [&mut self.older, &mut self.younger] {
+            *writes = writes.filter(|writes| counted.has_under_way(writes.last));
+        }
+    }
+
     /// The lowest position of those that may be under way, by their completions.
-    fn lowest(&self, counted: &Counted) -> Option<u64> {
-        let under_way = |writes: &Writes| counted.has_under_way(writes.last);
+    fn lowest(&self) -> Option<u64> {
         let both = [self.older, self.younger].into_iter().flatten();
-        both.filter(under_way).map(|writes| writes.from).min()
+        both.map(|writes| writes.from).min()
     }
 }
 
@@ -339,7 +345,7 @@ impl<C: Context> Lane<C> {
     /// that write.
     pub(super) fn sends_from(&self, peer: ReplicaId, shared: &Shared) -> Option<(u64, u32)> {
         let link = self.links[peer.index()].as_ref()?;
-        let lowest = link.sending.lowest(&link.counted)?;
+        let lowest = link.sending.lowest()?;
         let generation = link.sending.generation;
         (!shared.is_link_over(peer, generation.into())).then_some((lowest, generation))
     }
@@ -511,8 +517,7 @@ impl<C: Context> Lane<C> {
         let link = Self::link(&mut self.links, peer);
         let number = link.counted.number(tag.generation);
         link.post(tag, write, SendFlags::SIGNALED)?;
-        link.sending
-            .add(&link.counted, to.generation, at.start, number);
+        link.sending.add(to.generation, at.start, number);
         Ok(end)
     }
 
@@ -530,7 +535,9 @@ impl<C: Context> Lane<C> {
         let ok = completion.status == WcStatus::SUCCESS;
         let tag = Tag::from_id(completion.wr_id)?;
         let link = self.links[tag.peer.index()].as_mut()?;
-        link.counted.is_next(tag).then_some(Done { tag, ok })
+        let is_next = link.counted.is_next(tag);
+        link.sending.forget(&link.counted);
+        is_next.then_some(Done { tag, ok })
     }
 }
 
@@ -613,7 +620,7 @@ mod tests {
                     // Some requests are not from the log, and a leader that confirms somebody again goes back.
                     let from = (below(3) != 0).then_some(at);
                     if let Some(from) = from {
-                        sending.add(&counted, 7, from, number);
+                        sending.add(7, from, number);
                     }
                     exact.push_back((number, from));
                     at = if below(500) == 0 { at / 2 } else { at + 8 };
@@ -630,10 +637,11 @@ mod tests {
                             value: 0,
                         };
                         assert!(counted.is_next(tag));
+                        sending.forget(&counted);
                     }
                 }
                 let lowest = exact.iter().filter_map(|(_, from)| *from).min();
-                let bound = sending.lowest(&counted);
+                let bound = sending.lowest();
                 assert_eq!(bound.is_some(), lowest.is_some(), "seed {seed}");
                 assert!(bound <= lowest, "seed {seed}: {bound:?} above {lowest:?}");
                 lag = if bound == lowest { 0 } else { lag + 1 };

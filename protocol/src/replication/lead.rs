@@ -266,6 +266,8 @@ pub(super) struct Lead {
     /// Since when the ring has been full.
     pub(super) full_ns: Option<u64>,
     pub(super) appended_ns: u64,
+    /// Since when, after the last leadership, something has been being sent from the own log.
+    pub(super) sends_ns: Option<u64>,
 }
 
 impl Lead {
@@ -295,6 +297,7 @@ impl Lead {
             minority_ns: None,
             full_ns: None,
             appended_ns: 0,
+            sends_ns: None,
         }
     }
 

@@ -85,11 +85,8 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.lead.handover = None;
         for follower in &self.lead.followers {
             self.shared.let_link_go(follower.id);
-            if let Some((_, generation)) = self.lane.sends_from(follower.id, &self.shared) {
-                // Others may write this log soon, and wait until nothing is sent from it: not for a dead peer.
-                fault(&self.shared, follower.id, generation);
-            }
         }
+        self.lead.sends_ns = None;
         self.shared.hand_over(None);
         self.counters.stepped_down += 1;
         let hint = self.leader();
@@ -298,11 +295,34 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
     ) -> ControlFlow<(), usize> {
         let n = self.lane.poll(limit);
         for place in 0..n {
-            if let Some(done) = self.lane.done(place) {
-                self.completed(done, now_ns, each)?;
+            if let Some(done) = self.lane.done(place)
+                && self.completed(done, now_ns, each).is_break()
+            {
+                // The others are counted all the same: what they say is over is not waited for.
+                for place in place + 1..n {
+                    let _ = self.lane.done(place);
+                }
+                return ControlFlow::Break(());
             }
         }
         ControlFlow::Continue(n)
+    }
+
+    /// After a leadership: others may write this log soon, and wait until nothing is sent from it. What does not end by
+    /// itself is ended with its connection.
+    pub(super) fn end_sends(&mut self, now_ns: u64) {
+        let mut still = true;
+        let since = self.lead.sends_ns.unwrap_or(now_ns);
+        for peer in self.settings.peers().iter() {
+            let Some((_, generation)) = self.lane.sends_from(peer, &self.shared) else {
+                continue;
+            };
+            still = false;
+            if now_ns.saturating_sub(since) > SEND_BEATS * self.settings.heartbeat_ns {
+                fault(&self.shared, peer, generation);
+            }
+        }
+        self.lead.sends_ns = (!still).then_some(since);
     }
 
     /// Posts to the confirmed followers what they lack; whether anything was posted.
@@ -413,6 +433,9 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
         self.apply_decided(each)
     }
 }
+
+/// Heartbeats that what is being sent has to end by itself when a leadership ends.
+const SEND_BEATS: u64 = 2;
 
 /// Drops a follower; its connection is to be made anew.
 pub(super) fn lose(follower: &mut Follower, shared: &Shared, counters: &mut Counters) {

@@ -226,7 +226,7 @@ impl<C: Context, S: StateMachine, Z: Zoo> Replication<C, S, Z> {
 
     /// What need not be looked at at every poll.
     pub(super) fn rejoin_chores(&mut self, now_ns: u64, each: &mut impl FnMut(Event<'_>)) -> bool {
-        self.drop_completions();
+        self.drop_completions(now_ns);
         let timeout_ns = 40 * self.settings.completion_timeout_ns;
         let late = now_ns.saturating_sub(self.rejoin.since_ns) > timeout_ns;
         match self.rejoin.step {

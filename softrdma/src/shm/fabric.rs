@@ -436,7 +436,8 @@ impl Shm {
         }
         for _ in 0..memories {
             let received = next(&outbound.socket, target)?;
-            outbound.take(received).map_err(failed("memory"))?;
+            let memory = outbound.take(received).map_err(failed("memory"))?;
+            outbound.offer(memory).map_err(failed("memory"))?;
         }
         Ok(outbound)
     }
@@ -782,8 +783,8 @@ impl Inbound {
 }
 
 impl Outbound {
-    /// Maps an announced memory, lets the target fence that mapping, and only then lets requests use it.
-    fn take(&self, received: Received) -> Result<(), Errno> {
+    /// Maps an announced memory and lets the target fence that mapping. No request uses it yet.
+    fn take(&self, received: Received) -> Result<Memory, Errno> {
         let Received {
             message:
                 Message::Memory {
@@ -802,7 +803,7 @@ impl Outbound {
         let map = segment::map(fd, bytes, page_bytes, Writers::Peers)?;
         let base = map.words().as_ptr().expose_provenance() as u64;
         if let Some(uffd) = &self.uffd {
-            // Said before any request can use it: what the target does not know of is not mapped.
+            // Said before any request can use it: what the target does not know of is not written.
             let bytes = if uffd.register(base, bytes).is_ok() {
                 bytes as u64
             } else {
@@ -811,24 +812,37 @@ impl Outbound {
             let message = Message::Mapped { id, base, bytes };
             raw::send(self.socket.as_fd(), message, &[])?;
         }
-        let memory = Memory::new(map, self.view.target, id);
-        if self.view.memories.set(id, memory) {
-            Ok(())
-        } else {
-            Err(Errno::EPROTO)
+        Ok(Memory::new(map, self.view.target, id))
+    }
+
+    /// Lets requests use a memory.
+    fn offer(&self, memory: Memory) -> Result<(), Errno> {
+        let id = memory.id();
+        match self.view.memories.set(id, memory) {
+            true => Ok(()),
+            false => Err(Errno::EPROTO),
         }
     }
 
-    /// Takes in what the target said; lets go of the view if it fenced this process, closed, or talks nonsense.
+    /// Takes in what the target said; lets go of the view if it fenced this process, closed, or talks nonsense. New
+    /// memory is for use once the socket is empty: a request that is stopped in the middle, and finds the memory only
+    /// when it goes on, may have been fenced before the target knew of this mapping.
     fn drain(&self) {
         let _one = lock(&self.input);
+        let mut taken = Vec::new();
         while !self.view.gone.load(Ordering::Acquire) {
             match raw::receive(self.socket.as_fd(), false) {
-                Err(Errno::EAGAIN) => break,
+                Err(Errno::EAGAIN) => {
+                    if taken.drain(..).any(|memory| self.offer(memory).is_err()) {
+                        self.let_go();
+                    }
+                    break;
+                }
                 Err(Errno::EINTR) => {}
                 Ok(Some(received)) if matches!(received.message, Message::Memory { .. }) => {
-                    if self.take(received).is_err() {
-                        self.let_go();
+                    match self.take(received) {
+                        Ok(memory) => taken.push(memory),
+                        Err(_) => self.let_go(),
                     }
                 }
                 Ok(None) | Err(_) => self.end(),

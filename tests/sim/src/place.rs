@@ -188,6 +188,7 @@ impl State {
                 addr,
                 len,
                 rkey,
+                wr_id: request.wr_id,
                 live,
             });
         }

@@ -30,6 +30,8 @@ pub struct Placed {
     pub len: usize,
     /// The key that was shown.
     pub rkey: u32,
+    /// The number of the request.
+    pub wr_id: u64,
     /// The connection over which it came is still the one of its queue pair.
     pub live: bool,
 }

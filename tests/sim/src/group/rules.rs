@@ -19,6 +19,9 @@ const PAUSED_BEATS: u64 = 4;
 /// learns of it, and at both ends.
 const SPARE_BEATS: u64 = 4;
 
+/// Bits of a request's number that have the index of the last entry it writes.
+const INDEX_BITS: u64 = (1 << 32) - 1;
+
 /// Since the replication engine's last poll.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct PulseSeen {
@@ -134,12 +137,12 @@ impl Group {
 
     /// I14: nobody writes further than one ring beyond what a replica has applied, where it has entries that it needs.
     /// Bytes do not say for which lap they are. Those for a later one are in the writer's own log, at the same place,
-    /// and its log goes on beyond.
+    /// and the number of a request that writes entries has the index of the last of them.
     pub(crate) fn lapping_rule(
         &self,
         slot: usize,
         process: &Process,
-        from: usize,
+        (from, wr_id): (usize, u64),
         placed: Range<u64>,
     ) {
         let Some(writer) = self.process(from) else {
@@ -157,15 +160,21 @@ impl Group {
         drop(core);
         let at = applied.at + (placed.start + ring - applied.at % ring) % ring;
         let mut end = writer.applied.get();
-        while let Some(header) = look(&writer.log, end, self.settings.max_entry_bytes(), Sound) {
+        while end.at <= at + ring {
+            let next = look(&writer.log, end, self.settings.max_entry_bytes(), Sound);
+            let Some(header) = next else {
+                return;
+            };
             end = end.after(&header);
         }
+        // The last entry is the one of the later lap that has this place.
+        let goes_there = wr_id & INDEX_BITS >= end.index & INDEX_BITS;
         let words = LOG_HEADER_BYTES as u64 + placed.start..LOG_HEADER_BYTES as u64 + placed.end;
         let same = |byte: u64| {
             let word = byte as usize / 8;
             process.log.memory().load(word) == writer.log.memory().load(word)
         };
-        if end.at > at + ring && words.step_by(8).all(same) {
+        if goes_there && words.step_by(8).all(same) {
             self.fail(format!(
                 "I14: replica {from} wrote at {} of the log of {slot}, which has applied up to {}",
                 at + ring,

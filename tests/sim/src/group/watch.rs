@@ -44,6 +44,7 @@ impl Group {
             addr,
             len,
             live,
+            wr_id,
             ..
         } = placed;
         let log_bytes = LOG_HEADER_BYTES as u64 + process.log.ring();
@@ -69,7 +70,7 @@ impl Group {
             }
             // What is still on its way over a connection that is over left when its place was not free yet.
             if let Some(at) = at.checked_sub(LOG_HEADER_BYTES as u64).filter(|_| live) {
-                self.lapping_rule(slot, process, from, at..at + len as u64);
+                self.lapping_rule(slot, process, (from, wr_id), at..at + len as u64);
             }
         } else if let Some(at) = addr
             .checked_sub(process.board_addr)

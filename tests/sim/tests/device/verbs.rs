@@ -206,6 +206,32 @@ fn a_link_that_comes_back_in_time_costs_only_time() {
 }
 
 #[test]
+fn what_is_sent_again_is_taken_from_memory_again_and_that_is_noted() {
+    for changes in [false, true] {
+        let mut pair = Pair::calm(3);
+        pair.a.memory.write_bytes(200, &[5; 40]);
+        pair.world.cut(A, B, true);
+        pair.a.write_from(1, 200, 40, pair.there(0));
+        pair.a.write(2, &[6; 8], pair.there(40));
+        pair.run(1_000_000);
+        if changes {
+            pair.a.memory.write_bytes(200, &[7; 40]);
+        }
+        assert_eq!(pair.world.disturbed(), None, "nothing was sent since");
+        pair.world.cut(A, B, false);
+        pair.run(1_000_000_000);
+        let ok = WcStatus::SUCCESS;
+        assert_eq!(statuses(&pair.a.poll()), [(1, ok), (2, ok)]);
+        let mut bytes = [0; 48];
+        pair.b.memory.read_bytes(0, &mut bytes);
+        let first = if changes { 7 } else { 5 };
+        assert_eq!(bytes[..], [&[first; 40][..], &[6; 8]].concat());
+        assert_eq!(pair.world.disturbed(), changes.then_some((A.0, 1)));
+        assert_eq!(pair.world.coverage().of(Fault::GatheredAgain), 1);
+    }
+}
+
+#[test]
 fn an_answer_that_is_lost_leaves_the_bytes_there() {
     let mut pair = Pair::calm(4);
     pair.connect(REMOTE, IMPATIENT);
