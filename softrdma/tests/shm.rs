@@ -37,6 +37,62 @@ fn writes_both_ways() {
     assert_eq!(peer.hear(), "99");
 }
 
+/// The process at the other end is stopped before it has answered. Who may not wait is told to come again, at once and
+/// again, and is attached when that one goes on.
+#[test]
+fn who_does_not_wait_is_not_held_up_by_a_stopped_process() {
+    let options = Options {
+        attach_ms: 10_000,
+        waits_attached: false,
+        ..Options::default()
+    };
+    let (mut end, mut peer) = (End::open(&options), Peer::start());
+    end.init();
+    peer.tell("init");
+    let theirs = peer.hear();
+    peer.signal(Signal::SIGSTOP);
+    wait_for_stop(peer.pid());
+    for _ in 0..20 {
+        let begin = Instant::now();
+        let error = end.answer(&theirs).expect_err("nobody can answer");
+        let took = begin.elapsed();
+        assert!(error.to_string().contains("try again"), "{error}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    peer.signal(Signal::SIGCONT);
+    let begin = Instant::now();
+    while let Err(error) = end.answer(&theirs) {
+        assert!(begin.elapsed() < Duration::from_secs(9), "{error}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let remote = end.go(&theirs);
+    peer.tell(&format!("connect {}", end.card()));
+    assert_eq!(peer.hear(), "connected");
+    assert_eq!(end.write(remote, 99), WcStatus::SUCCESS);
+}
+
+/// Why an attachment failed is said to who asks next, and then it is tried anew.
+#[test]
+fn who_does_not_wait_hears_why_it_failed() {
+    let options = Options {
+        waits_attached: false,
+        ..Options::default()
+    };
+    let end = End::open(&options);
+    end.init();
+    let gone = End::open(&Options::default());
+    let card = gone.card();
+    drop(gone);
+    let begin = Instant::now();
+    let mut heard = [false; 2];
+    while heard != [true; 2] {
+        let error = end.answer(&card).expect_err("nobody is there").to_string();
+        heard[usize::from(error.contains("no process of this host"))] = true;
+        assert!(begin.elapsed() < Duration::from_secs(9), "{error}");
+    }
+}
+
 /// Memory that is made after the peer attached reaches it with its first request.
 #[test]
 fn memory_made_later() {

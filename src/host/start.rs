@@ -30,7 +30,11 @@ impl Device {
     pub fn open(config: &Config, id: u8) -> Result<Self, StartError> {
         match config.backend() {
             Backend::Inproc => Err(ControlError::InProcess { id }.into()),
-            Backend::Shm => Ok(Self::Shm(Soft::shm(&mu_softrdma::shm::Options::default())?)),
+            // The thread that connects also beats and grants.
+            Backend::Shm => Ok(Self::Shm(Soft::shm(&mu_softrdma::shm::Options {
+                waits_attached: false,
+                ..Default::default()
+            })?)),
             Backend::Nic => Ok(Self::Nic(open_nic(&config.nic(id)?)?)),
         }
     }

@@ -11,12 +11,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
+    socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Options;
+use super::attach::{Attaching, Wanted};
 use super::raw::{self, Received};
 use super::raw_life::lifeline;
 use super::raw_uffd::Uffd;
@@ -26,9 +26,9 @@ use crate::copy;
 use crate::error::Error;
 use crate::fault::Placement;
 use crate::limits::MAX_MEMORIES;
-use crate::map::{Map, PAGE};
+use crate::map::Map;
 use crate::memory::Memory;
-use crate::node::{Fabric, Lane, MemoryTable, Node, NodeShared, Stalled, View, lock, random};
+use crate::node::{Fabric, Lane, Node, NodeShared, Stalled, View, lock, random};
 use crate::sync::{Ordering, spin_hint, yield_now};
 use crate::table::{CTL_BYTES, LANE_BYTES, LAYOUT, Mark, writer_row};
 
@@ -79,12 +79,14 @@ pub(super) fn open(options: &Options) -> Result<Node, Error> {
         stop: StdBool::new(false),
         ctl_file,
         node: OnceLock::new(),
+        this: OnceLock::new(),
         files: Mutex::default(),
         lane_files: Mutex::default(),
         greeting: Mutex::default(),
         inbound: Mutex::default(),
         outbound: Mutex::default(),
         attaching: Mutex::default(),
+        wanted: Mutex::default(),
     });
     let node = Node::new(
         id,
@@ -93,6 +95,7 @@ pub(super) fn open(options: &Options) -> Result<Node, Error> {
         options.placement,
     );
     let _ = shm.node.set(Arc::downgrade(&node.0));
+    let _ = shm.this.set(Arc::downgrade(&shm));
     std::thread::Builder::new()
         .name("mu-shm-watch".into())
         .spawn(move || shm.watch())
@@ -106,11 +109,11 @@ pub(super) fn open(options: &Options) -> Result<Node, Error> {
 }
 
 /// The socket of a context, in the abstract name space of the network namespace.
-fn address(node: u64) -> Result<UnixAddr, Errno> {
+pub(super) fn address(node: u64) -> Result<UnixAddr, Errno> {
     UnixAddr::new_abstract(format!("mu-shm-{node:016x}").as_bytes())
 }
 
-struct Shm {
+pub(super) struct Shm {
     id: u64,
     options: Options,
     listener: OwnedFd,
@@ -118,6 +121,7 @@ struct Shm {
     stop: StdBool,
     ctl_file: OwnedFd,
     node: OnceLock<Weak<NodeShared>>,
+    this: OnceLock<Weak<Self>>,
     /// Own memories: their files, by address until they have a number. Held while announcements are sent, so that a
     /// peer that connects meanwhile misses none and gets none twice.
     files: Mutex<Vec<File>>,
@@ -126,8 +130,11 @@ struct Shm {
     greeting: Mutex<Vec<Arc<OwnedFd>>>,
     inbound: Mutex<Vec<Arc<Inbound>>>,
     outbound: Mutex<Vec<Arc<Outbound>>>,
-    /// One attachment at a time, so that two queue pairs do not make two views.
-    attaching: Mutex<()>,
+    /// Attachments that are being made or have failed, by target: one at a time, so that two queue pairs do not make
+    /// two views.
+    attaching: Mutex<HashMap<u64, Arc<Attaching>>>,
+    /// Those that the watcher has to begin. It does, and not who asks, since a thread inherits where its maker may run.
+    wanted: Mutex<Vec<Wanted>>,
 }
 
 struct File {
@@ -160,18 +167,18 @@ struct InboundState {
 }
 
 /// A peer that this context may write to.
-struct Outbound {
-    view: Arc<View>,
-    socket: OwnedFd,
-    pidfd: OwnedFd,
+pub(super) struct Outbound {
+    pub(super) view: Arc<View>,
+    pub(super) socket: OwnedFd,
+    pub(super) pidfd: OwnedFd,
     /// Ends when its process begins to die, which is earlier.
-    life: Option<OwnedFd>,
-    uffd: Option<Uffd>,
+    pub(super) life: Option<OwnedFd>,
+    pub(super) uffd: Option<Uffd>,
     /// Held while messages are taken in.
-    input: Mutex<()>,
+    pub(super) input: Mutex<()>,
     /// Since when its process has been dying, or its end of the connection closed. Nothing is requested of it any more;
     /// its memory is given back after a while.
-    ending: Mutex<Option<Instant>>,
+    pub(super) ending: Mutex<Option<Instant>>,
 }
 
 impl Fabric for Shm {
@@ -230,22 +237,33 @@ impl Fabric for Shm {
     }
 
     fn attach(&self, me: &Arc<NodeShared>, target: u64) -> Result<Arc<View>, Error> {
-        let _one = lock(&self.attaching);
-        let known = lock(&me.views).get(&target).cloned();
-        if let Some(view) = known {
-            // What the target has already said counts, even if the watcher has not come to it: it may have fenced us.
-            self.catch_up(&view);
-            if !view.gone.load(Ordering::Acquire) {
-                return Ok(view);
-            }
+        let mut all = lock(&self.attaching);
+        if let Some(view) = self.working_view(me, target) {
+            return Ok(view);
         }
-        let fabric = Arc::downgrade(&me.fabric);
-        let outbound = Arc::new(self.connect(target, fabric)?);
-        let view = Arc::clone(&outbound.view);
-        lock(&self.outbound).push(outbound);
-        lock(&me.views).insert(target, Arc::clone(&view));
-        self.wake_watcher();
-        Ok(view)
+        let attaching = Arc::clone(all.entry(target).or_insert_with(|| {
+            let attaching = Arc::default();
+            lock(&self.wanted).push(Wanted {
+                target,
+                shm: self.this.get().cloned().unwrap_or_default(),
+                node: Arc::downgrade(me),
+                attaching: Arc::clone(&attaching),
+            });
+            self.wake_watcher();
+            attaching
+        }));
+        drop(all);
+        let Some(ended) = attaching.end(self.options.waits_attached) else {
+            return Err(unreachable(target, "it is being connected; try again"));
+        };
+        // The next one who asks begins anew, unless there is another attempt already.
+        let mut all = lock(&self.attaching);
+        if all.get(&target).is_some_and(|a| Arc::ptr_eq(a, &attaching)) {
+            all.remove(&target);
+        }
+        ended.map_err(|why| unreachable(target, why))?;
+        self.working_view(me, target)
+            .ok_or_else(|| unreachable(target, "it has gone again"))
     }
 
     fn lane(&self, me: &NodeShared, peer: u64) -> Result<Arc<Lane>, Error> {
@@ -312,7 +330,7 @@ impl Fabric for Shm {
 }
 
 /// What attaching needs to say when it fails.
-fn unreachable(node: u64, why: impl Into<String>) -> Error {
+pub(super) fn unreachable(node: u64, why: impl Into<String>) -> Error {
     Error::NoPeer {
         node,
         why: why.into(),
@@ -320,6 +338,45 @@ fn unreachable(node: u64, why: impl Into<String>) -> Error {
 }
 
 impl Shm {
+    /// The view of a target that works.
+    fn working_view(&self, me: &NodeShared, target: u64) -> Option<Arc<View>> {
+        let known = lock(&me.views).get(&target).cloned()?;
+        // What the target has already said counts, even if the watcher has not come to it: it may have fenced us.
+        self.catch_up(&known);
+        (!known.gone.load(Ordering::Acquire)).then_some(known)
+    }
+
+    /// Begins to attach to those that somebody wants.
+    fn begin_attaching(&self) {
+        for wanted in std::mem::take(&mut *lock(&self.wanted)) {
+            let (id, options) = (self.id, self.options.clone());
+            let attaching = Arc::clone(&wanted.attaching);
+            let target = wanted.target;
+            let begun = std::thread::Builder::new()
+                .name("mu-shm-attach".into())
+                .spawn(move || wanted.serve(id, &options));
+            if let Err(error) = begun {
+                attaching.has_ended(Err(unreachable(target, format!("a thread: {error}"))));
+            }
+        }
+    }
+
+    /// Takes a new attachment in. False if this context is being closed.
+    pub(super) fn keep(&self, me: &NodeShared, outbound: &Arc<Outbound>) -> bool {
+        let view = Arc::clone(&outbound.view);
+        {
+            // Closing says so before it takes this lock.
+            let mut all = lock(&self.outbound);
+            if self.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            all.push(Arc::clone(outbound));
+        }
+        lock(&me.views).insert(view.target, view);
+        self.wake_watcher();
+        true
+    }
+
     fn wake_watcher(&self) {
         // Fails only if the counter is full, in which case the watcher is awake anyway.
         let _ = self.wake.write(1);
@@ -330,116 +387,6 @@ impl Shm {
         let lane = Lane::new(Memory::new(map, 0, 0), Arc::new(StdBool::new(false)));
         lock(&self.lane_files).insert(lane.id, fd);
         Ok(lane)
-    }
-
-    // ------------------------------------------------------------------ initiator
-
-    /// Connects to a context and maps what it hands over.
-    fn connect(&self, target: u64, fabric: Weak<dyn Fabric>) -> Result<Outbound, Error> {
-        let failed =
-            |what: &'static str| move |e: Errno| unreachable(target, format!("{what}: {e}"));
-        let kind = (AddressFamily::Unix, SockType::SeqPacket);
-        let socket =
-            socket(kind.0, kind.1, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
-        let wait = TimeVal::milliseconds(self.options.attach_ms.into());
-        setsockopt(&socket, sockopt::ReceiveTimeout, &wait).map_err(failed("setsockopt"))?;
-        setsockopt(&socket, sockopt::SendTimeout, &wait).map_err(failed("setsockopt"))?;
-        connect(
-            socket.as_raw_fd(),
-            &address(target).map_err(failed("address"))?,
-        )
-        .map_err(failed(
-            "no process of this host (and network namespace) has it open",
-        ))?;
-        let (_, pidfd) = trusted_peer(&socket).map_err(|why| unreachable(target, why))?;
-        raw::send(
-            socket.as_fd(),
-            Message::Hello {
-                layout: LAYOUT,
-                node: self.id,
-            },
-            &[],
-        )
-        .map_err(failed("send"))?;
-
-        let (lane_id, memories, ctl, lane, life) = match next(&socket, target)? {
-            Received {
-                message:
-                    Message::Welcome {
-                        node,
-                        lane,
-                        memories,
-                    },
-                fds,
-            } if node == target && fds.len() >= 2 => {
-                let mut fds = fds.into_iter();
-                let ctl_file = fds.next().expect("two files");
-                let lane_file = fds.next().expect("two files");
-                (lane, memories, ctl_file, lane_file, fds.next())
-            }
-            Received {
-                message: Message::Refused { layout },
-                ..
-            } => {
-                let why = format!(
-                    "it has layout {layout:#x}, this process {LAYOUT:#x}: run the same version in both"
-                );
-                return Err(unreachable(target, why));
-            }
-            _ => {
-                return Err(unreachable(
-                    target,
-                    "it answered with something else than a welcome",
-                ));
-            }
-        };
-        let round = |bytes: usize| bytes.next_multiple_of(PAGE);
-        let ctl = segment::map(ctl, round(CTL_BYTES), PAGE, Writers::Owner)
-            .map_err(failed("control segment"))?;
-        let lane =
-            segment::map(lane, round(LANE_BYTES), PAGE, Writers::Peers).map_err(failed("lane"))?;
-        let ctl = Memory::new(ctl, 0, 0);
-        if (ctl.load(0), ctl.load(1)) != (LAYOUT, target) {
-            return Err(unreachable(
-                target,
-                "its control segment is another context's",
-            ));
-        }
-        let view = Arc::new(View {
-            target,
-            ctl,
-            lane: Memory::new(lane, 0, 0),
-            lane_id,
-            memories: Arc::new(MemoryTable::new()),
-            gone: Arc::new(StdBool::new(false)),
-            ended: Arc::new(StdBool::new(false)),
-            fabric,
-        });
-        // Without one the target cannot fence this process; it then waits for it or gives up, and says so.
-        let uffd = if self.options.offer_fence {
-            Uffd::new().ok()
-        } else {
-            None
-        };
-        let outbound = Outbound {
-            view,
-            socket,
-            pidfd,
-            life,
-            uffd,
-            input: Mutex::default(),
-            ending: Mutex::default(),
-        };
-        if let Some(uffd) = &outbound.uffd {
-            raw::send(outbound.socket.as_fd(), Message::Fence, &[uffd.as_fd()])
-                .map_err(failed("send"))?;
-        }
-        for _ in 0..memories {
-            let received = next(&outbound.socket, target)?;
-            let memory = outbound.take(received).map_err(failed("memory"))?;
-            outbound.offer(memory).map_err(failed("memory"))?;
-        }
-        Ok(outbound)
     }
 
     // ------------------------------------------------------------------ target
@@ -558,6 +505,7 @@ impl Shm {
             wait_for_any(&fds, lingers.then_some(LINGER));
             // A clear of the eventfd that fails found it clear.
             let _ = self.wake.read();
+            self.begin_attaching();
             self.accept();
             self.greet();
             lock(&self.inbound).retain(|peer| peer.is_alive());
@@ -641,7 +589,7 @@ fn protect(node: &NodeShared, state: &InboundState, mark: Option<Mark>) -> Resul
 }
 
 /// The process at the other end, by number and pidfd, if it runs under the same user.
-fn trusted_peer(socket: &impl AsFd) -> Result<(i32, OwnedFd), String> {
+pub(super) fn trusted_peer(socket: &impl AsFd) -> Result<(i32, OwnedFd), String> {
     let pid = is_same_user(socket)?;
     raw::peer_pidfd(socket.as_fd(), pid)
         .map(|pidfd| (pid, pidfd))
@@ -660,21 +608,6 @@ fn is_same_user(socket: &impl AsFd) -> Result<i32, String> {
         ));
     }
     Ok(who.pid())
-}
-
-fn next(socket: &OwnedFd, target: u64) -> Result<Received, Error> {
-    match raw::receive(socket.as_fd(), true) {
-        Ok(Some(received)) => Ok(received),
-        Ok(None) => Err(unreachable(
-            target,
-            "it closed the connection, or speaks another version",
-        )),
-        Err(Errno::EAGAIN) => Err(unreachable(
-            target,
-            "no answer in time; is the process stopped?",
-        )),
-        Err(e) => Err(unreachable(target, format!("receive: {e}"))),
-    }
 }
 
 fn wait_for_any(fds: &[BorrowedFd<'_>], most: Option<Duration>) {
@@ -784,7 +717,7 @@ impl Inbound {
 
 impl Outbound {
     /// Maps an announced memory and lets the target fence that mapping. No request uses it yet.
-    fn take(&self, received: Received) -> Result<Memory, Errno> {
+    pub(super) fn take(&self, received: Received) -> Result<Memory, Errno> {
         let Received {
             message:
                 Message::Memory {
@@ -816,7 +749,7 @@ impl Outbound {
     }
 
     /// Lets requests use a memory.
-    fn offer(&self, memory: Memory) -> Result<(), Errno> {
+    pub(super) fn offer(&self, memory: Memory) -> Result<(), Errno> {
         let id = memory.id();
         match self.view.memories.set(id, memory) {
             true => Ok(()),

@@ -29,6 +29,7 @@
 //! gate; the checks catch mistakes and races, not attackers. What a peer writes is nevertheless checked before it is
 //! used as an index or a length, files are sealed against shrinking, and control segments against writing by peers.
 
+mod attach;
 mod fabric;
 mod raw;
 #[cfg(not(mu_sanitize))]
@@ -55,6 +56,10 @@ pub struct Options {
     pub give_up_ms: u32,
     /// How long connecting waits for the peer's answer, in milliseconds.
     pub attach_ms: u32,
+    /// Whether a queue pair's way to RTR waits until its peer is attached: until that one's process has answered and
+    /// all its memory is mapped. Without, it fails with [`Error::NoPeer`] until then and is to be tried again, which
+    /// suits a thread that has other things to do. Either way another thread does the work.
+    pub waits_attached: bool,
     /// Whether this context hands out a userfaultfd when it attaches to others. Without one its peers cannot fence it:
     /// their revocations wait for it or give up.
     pub offer_fence: bool,
@@ -68,6 +73,7 @@ impl Default for Options {
             stall_us: 100,
             give_up_ms: 1000,
             attach_ms: 2000,
+            waits_attached: true,
             offer_fence: true,
             placement: Placement::Ascending,
         }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mu_softrdma::error::Error;
 use mu_softrdma::shm::{self, Options};
 use mu_softrdma::types::*;
 use mu_softrdma::{Cq, Memory, Mr, Mw, Node, Pd, Qp};
@@ -69,15 +70,25 @@ impl End {
             .unwrap();
     }
 
-    pub(crate) fn connect(&self, card: &str) -> RemoteAddr {
-        let mut parts = card.split_whitespace();
-        let remote = endpoint(parts.next().unwrap());
+    /// To RTR, connected to the end with this card.
+    pub(crate) fn answer(&self, card: &str) -> Result<(), Error> {
+        let remote = endpoint(card.split_whitespace().next().unwrap());
         let rtr = RtrAttr {
             path_mtu: Mtu::B4096,
             min_rnr_timer: 1,
             ..RtrAttr::new(remote)
         };
-        self.qp.control().modify(&Modify::Rtr(rtr)).unwrap();
+        self.qp.control().modify(&Modify::Rtr(rtr))
+    }
+
+    pub(crate) fn connect(&self, card: &str) -> RemoteAddr {
+        self.answer(card).unwrap();
+        self.go(card)
+    }
+
+    /// From RTR to RTS; where the other end's memory is.
+    pub(crate) fn go(&self, card: &str) -> RemoteAddr {
+        let mut parts = card.split_whitespace().skip(1);
         self.qp
             .control()
             .modify(&Modify::Rts(RtsAttr {
