@@ -54,6 +54,11 @@ fn a_killed_leader_costs_nothing_acknowledged_and_a_forged_write_is_missed() {
     }
     let o = json(&[&FAILOVER[..], &["1", "--forge"]].concat(), 1);
     assert_eq!((&o["lost"], &o["linearizable"]), (&1.into(), &"no".into()));
+    assert!(o["false_failovers"].as_u64() >= Some(1), "{o}");
+    assert_eq!(
+        (&o["woken_asked"], &o["woken_answers"]),
+        (&2.into(), &2.into())
+    );
 }
 
 #[test]

@@ -54,6 +54,11 @@ impl Drop for Process {
 
 impl Cluster {
     fn new(test: u16) -> Self {
+        Self::of(test, 3, "")
+    }
+
+    /// `members` of them, each with what stands in `more`.
+    fn of(test: u16, members: u8, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let [_, a, b, c] = std::process::id().to_be_bytes();
         let host = Ipv4Addr::new(127, 1 + (a & 0x3f), b, c.max(1));
@@ -68,17 +73,17 @@ impl Cluster {
             "cluster = \"test-{test}\"\npsk_file = \"cluster.key\"\nlog_bytes = 4194304\nheartbeat_us = 1000\n\
              detect_us = 50000\nreplicas = [\n"
         );
-        for id in 0..3 {
+        for id in 0..members {
             let (control, client) = (port(id, false), port(id, true));
             text.push_str(&format!(
-                "    {{ id = {id}, control = \"{control}\", client = \"{client}\" }},\n"
+                "    {{ id = {id}, control = \"{control}\", client = \"{client}\"{more} }},\n"
             ));
         }
         text.push_str("]\n");
         fs::write(dir.path().join("cluster.toml"), text).expect("written");
         Self {
             dir,
-            members: (0..3).map(|id| (id, port(id, true))).collect(),
+            members: (0..members).map(|id| (id, port(id, true))).collect(),
             control: port(1, false),
             processes: vec![None, None, None],
         }
@@ -373,6 +378,74 @@ fn a_group_that_lost_its_memory_stays_down_and_says_so() {
     );
 }
 
+/// The processors that a thread of a process may use, by the kernel's word.
+fn processors_of(pid: u32, thread: &str) -> Option<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    tasks.flatten().find_map(|task| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let allowed = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        (name.trim() == thread).then(|| allowed.trim().to_owned())
+    })
+}
+
+#[test]
+fn threads_run_where_the_configuration_says_with_each_way_to_poll() {
+    let own = fs::read_to_string("/proc/self/status").expect("there is one");
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let cpu: String = own
+        .expect("it is said")
+        .trim()
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    for poll in ["spin", "adaptive", "event"] {
+        let mut cluster = Cluster::of(
+            8,
+            1,
+            &format!(", replication_cpu = {cpu}, background_cpu = {cpu}"),
+        );
+        let config = fs::read_to_string(cluster.config()).expect("read");
+        let polls =
+            format!("replication_poll = \"{poll}\"\nbackground_poll = \"{poll}\"\n{config}");
+        fs::write(cluster.config(), polls).expect("written");
+        cluster.start(0, true);
+        let pid = cluster.process(0).child.id();
+        let mut client = cluster.client();
+        for n in 0..20 {
+            client.put(b"key", &[n]).expect("decided");
+            assert_eq!(client.get(b"key").expect("read"), Some(vec![n]), "{poll}");
+        }
+        for thread in ["mu", "mu-bg-0"] {
+            assert_eq!(
+                processors_of(pid, thread).as_deref(),
+                Some(&*cpu),
+                "{poll}: {thread}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_processor_that_is_not_there_is_said_with_its_key() {
+    for key in ["replication_cpu", "background_cpu"] {
+        let cluster = Cluster::of(9, 1, &format!(", {key} = 4095"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mu"));
+        command.args(["serve", "--form", "--id", "0", "--config"]);
+        let out = command.arg(cluster.config()).output().expect("it ends");
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && out.stdout.is_empty(), "{text}");
+        assert!(
+            text.contains(&format!("{key} = 4095: expected one of")),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn nothing_is_founded_beside_a_peer_that_does_not_say_what_it_knows() {
     let cluster = Cluster::new(4);
@@ -383,7 +456,7 @@ fn nothing_is_founded_beside_a_peer_that_does_not_say_what_it_knows() {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(
-        text.contains("replica 1 is there and does not say"),
+        text.contains("replica 1 does not say whether the group has a history"),
         "{text}"
     );
     assert!(out.stdout.is_empty(), "it never got ready");

@@ -45,7 +45,8 @@ pub(crate) struct Args {
     /// A line of the replicas' cluster.toml, such as "detect_us = 1000"
     #[arg(long, value_name = "LINE")]
     set: Vec<String>,
-    /// Adds an acknowledged write that nobody made to what is judged: the command has to fail then
+    /// Adds an acknowledged write that nobody made to what is judged, and changes the leader in the quiet time, whose
+    /// successor's answers count as those of one without its office: the command has to fail then
     #[arg(long, hide = true)]
     forge: bool,
     /// Repeats the choices of a run: keys, commands, moments
@@ -163,8 +164,8 @@ fn text(args: &Args, rounds: u64, found: &Found) -> String {
     );
     if found.rejoin.count > 0 && !matches!(args.fault, Fault::Kill | Fault::Handover) {
         text += &format!(
-            "requests that a leader without its office answered when it woke up: {}\n",
-            found.woken_answers
+            "requests that a leader without its office answered when it woke up: {} of {}\n",
+            found.woken_answers, found.woken_asked
         );
     }
     for (step, rounds) in &found.steps {

@@ -4,7 +4,7 @@ use std::io;
 
 use mu_protocol::ids::{Members, ReplicaId};
 use mu_protocol::settings::{Checksum, Settings};
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::error::StartError;
@@ -67,6 +67,8 @@ impl Options {
         let threads = replicas * THREADS_PER_REPLICA;
         let settings = settings(config, id, form, is_scarce(threads));
         settings.check()?;
+        may_run_on("replication_cpu", member.replication_cpu)?;
+        may_run_on("background_cpu", member.background_cpu)?;
         let thread = |poll, cpu| ThreadOptions {
             policy: Policy::named(poll, threads),
             cpu,
@@ -125,6 +127,27 @@ fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
         form,
         ..base
     }
+}
+
+/// Whether this process may run on the processor that a key names.
+fn may_run_on(key: &str, cpu: Option<u16>) -> Result<(), StartError> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    let allowed = sched_getaffinity(Pid::from_raw(0)).map_err(|errno| StartError::System {
+        what: format!("looking whether {key} = {cpu} can be"),
+        source: io::Error::from(errno),
+    })?;
+    if allowed.is_set(cpu.into()).unwrap_or(false) {
+        return Ok(());
+    }
+    let all = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let all: Vec<String> = all.map(|cpu| cpu.to_string()).collect();
+    Err(StartError::System {
+        what: format!(
+            "{key} = {cpu}: expected one of the processors that this process may use, {}",
+            all.join(" ")
+        ),
+        source: io::ErrorKind::InvalidInput.into(),
+    })
 }
 
 /// Keeps the calling thread on a processor, if one is named.

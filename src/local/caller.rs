@@ -214,11 +214,12 @@ impl Caller {
         }
     }
 
-    /// Sends to one replica and does not wait: what a client does that does not know better.
-    pub(crate) fn send_only(&mut self, ask: Ask, to: u8) -> u64 {
+    /// Sends to one replica and does not wait: what a client does that does not know better. When, and whether it could
+    /// be sent.
+    pub(crate) fn send_only(&mut self, ask: Ask, to: u8) -> (u64, bool) {
         let invoked_ns = self.begin(ask);
         self.send(usize::from(to));
-        invoked_ns
+        (invoked_ns, self.lines[usize::from(to)].waits)
     }
 
     /// The answer of whoever was asked last, within `patience`.

@@ -76,7 +76,8 @@ pub(crate) struct Plan {
     pub(crate) load: load::Plan,
     /// Further lines of the configuration.
     pub(crate) settings: String,
-    /// Adds an acknowledged write that nobody made to what is judged.
+    /// Brings about what has to be found: an acknowledged write that nobody made, a change of leader in the quiet time,
+    /// and answers that are taken for those of a leader without its office.
     pub(crate) forge: bool,
 }
 
@@ -101,7 +102,9 @@ pub(crate) struct Found {
     pub(crate) why: Option<String>,
     /// Nanoseconds until the old leader had its vote again.
     pub(crate) rejoin: Percentiles,
-    /// Requests that a leader without its office answered when it woke up.
+    /// Requests that waited for a replica when it woke up, of which only a leader may answer any.
+    pub(crate) woken_asked: u64,
+    /// Those that one without the office answered.
     pub(crate) woken_answers: u64,
     /// Rounds that came to their step, for each of them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -41,6 +41,7 @@ pub(super) struct Bench<'a> {
     steps: BTreeMap<String, u64>,
     /// What the probe saw.
     records: Vec<Record>,
+    woken_asked: u64,
     woken_answers: u64,
     false_failovers: u64,
 }
@@ -74,6 +75,7 @@ impl<'a> Bench<'a> {
             rejoin: Recorder::new()?,
             steps: BTreeMap::new(),
             records: Vec::new(),
+            woken_asked: 0,
             woken_answers: 0,
             false_failovers: 0,
         })
@@ -110,8 +112,35 @@ impl<'a> Bench<'a> {
             self.load.rest(rests);
             thread::sleep(self.plan.quiet);
         }
+        if self.plan.forge {
+            self.disturb()?;
+        }
         thread::sleep(PUBLISHED);
         self.false_failovers += self.leaderships()?.led - before.led;
+        Ok(())
+    }
+
+    /// What nobody may see in a quiet time: the leader changes. And what a leader without its office would answer: what
+    /// the one that leads does.
+    fn disturb(&mut self) -> Result<()> {
+        let leader = self.cluster.wait_for_leader(None)?;
+        let begin = Instant::now();
+        let successor = loop {
+            // One that comes to nothing is asked for again.
+            self.strings
+                .hand_over(leader, (leader + 1) % self.plan.replicas);
+            thread::sleep(AGAIN);
+            match self.cluster.wait_for_leader(None)? {
+                same if same == leader && begin.elapsed() < PATIENCE => {}
+                successor => break successor,
+            }
+        };
+        self.probe.reconnect();
+        let sent = self.probe.send(successor, self.plan.load.keys - 1);
+        self.woken_asked += sent.count();
+        let (records, answers) = self.probe.hear(sent);
+        self.records.extend(records);
+        self.woken_answers += answers;
         Ok(())
     }
 
@@ -238,6 +267,7 @@ impl<'a> Bench<'a> {
     fn wake(&mut self, id: u8) -> Result<()> {
         let key = self.random.below(self.plan.load.keys);
         let sent = self.probe.send(id, key);
+        self.woken_asked += sent.count();
         let woken_ns = monotonic_ns();
         match self.plan.fault {
             Fault::Hang | Fault::Heartbeat => self.strings.hang(id, Hang::Nothing),
@@ -306,6 +336,7 @@ impl<'a> Bench<'a> {
             linearizable: judged.linearizable,
             why: judged.why,
             rejoin: self.rejoin.percentiles(),
+            woken_asked: self.woken_asked,
             woken_answers: self.woken_answers,
             steps: self.steps,
             operations: judged.operations,

@@ -24,7 +24,17 @@ pub(super) struct Probe {
 }
 
 /// Requests that are on their way.
-pub(super) struct Sent([(u64, Ask, u64); 2]);
+pub(super) struct Sent([(u64, Ask, (u64, bool)); 2]);
+
+impl Sent {
+    /// How many could be sent.
+    pub(super) fn count(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|(_, _, (_, sent))| u64::from(*sent))
+            .sum()
+    }
+}
 
 impl Probe {
     /// Connects to everybody.
@@ -61,7 +71,7 @@ impl Probe {
         let mut answers = 0;
         let callers = [&mut self.writer, &mut self.reader];
         let mut callers = callers.into_iter();
-        let records = sent.0.map(|(client, ask, invoked_ns)| {
+        let records = sent.0.map(|(client, ask, (invoked_ns, _))| {
             let answer = callers.next().and_then(|caller| caller.hear_only(LISTENS));
             answers += u64::from(answer.is_some());
             let called = Called { invoked_ns, answer };
