@@ -29,6 +29,28 @@ fn a_group_of_any_size_replicates_in_order() {
     }
 }
 
+#[test]
+fn a_minority_may_die_in_a_group_of_any_size_and_no_more() {
+    for n in 1..=9 {
+        let mut group = Group::new(n, |_| {});
+        assert_eq!(group.elect(), 0);
+        assert_eq!(group.propose(0, 0, 0, b"all"), Ok(1));
+        group.settle();
+        let least = n / 2 + 1;
+        (least..n).for_each(|dead| group.kill(dead));
+        assert_eq!(
+            group.propose(0, 0, 0, b"a majority"),
+            Ok(2),
+            "{least} of {n}"
+        );
+        if least > 1 {
+            group.kill(least - 1);
+            let alone = group.propose(0, 0, 0, b"a minority");
+            assert!(alone.is_err(), "{} of {n}: {alone:?}", least - 1);
+        }
+    }
+}
+
 /// How many followers' logs have the entry at `at` with number `index`: when a command is answered, and when that turn
 /// of the leader's is over.
 fn spread(group: &mut Group, leader: usize, followers: &[usize]) -> (usize, usize) {
