@@ -440,7 +440,7 @@ fn a_processor_that_is_not_there_is_said_with_its_key() {
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(!out.status.success() && out.stdout.is_empty(), "{text}");
         assert!(
-            text.contains(&format!("{key} = 4095: expected one of")),
+            text.contains(&format!("{key} = 4095: expected a processor")),
             "{text}"
         );
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use mu_protocol::ids::{Members, ReplicaId};
 use mu_protocol::settings::{Checksum, Settings};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::error::StartError;
@@ -129,25 +129,18 @@ fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
     }
 }
 
-/// Whether this process may run on the processor that a key names.
+/// Whether a thread of this process may run on the processor that a key names. The caller may be pinned itself, so a
+/// thread tries it.
 fn may_run_on(key: &str, cpu: Option<u16>) -> Result<(), StartError> {
-    let Some(cpu) = cpu else { return Ok(()) };
-    let allowed = sched_getaffinity(Pid::from_raw(0)).map_err(|errno| StartError::System {
-        what: format!("looking whether {key} = {cpu} can be"),
-        source: io::Error::from(errno),
-    })?;
-    if allowed.is_set(cpu.into()).unwrap_or(false) {
-        return Ok(());
+    let Some(number) = cpu else { return Ok(()) };
+    let tried = std::thread::spawn(move || pin(cpu)).join();
+    match tried.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        Err(StartError::System { source, .. }) => Err(StartError::System {
+            what: format!("{key} = {number}: expected a processor that this process may use"),
+            source,
+        }),
+        other => other,
     }
-    let all = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-    let all: Vec<String> = all.map(|cpu| cpu.to_string()).collect();
-    Err(StartError::System {
-        what: format!(
-            "{key} = {cpu}: expected one of the processors that this process may use, {}",
-            all.join(" ")
-        ),
-        source: io::ErrorKind::InvalidInput.into(),
-    })
 }
 
 /// Keeps the calling thread on a processor, if one is named.

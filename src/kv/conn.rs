@@ -8,8 +8,8 @@ use super::wire::{Frames, GREETING, Request, Response};
 
 /// Bytes that wait to be sent to one client before nothing more is read from it.
 const OUT_BYTES_MAX: usize = 1 << 20;
-/// Requests of one client without a response before nothing more is read from it. Of reads it is as many values, at
-/// most, as may wait to be sent: they come all at once.
+/// Requests of one client without a response before nothing more is read from it. Of reads there are only so many that
+/// their values may wait to be sent, since they come all at once.
 const IN_FLIGHT_MAX: usize = 1024;
 /// A client that has not said in this time that it speaks this protocol makes room for another one.
 const GREETING_WAIT: Duration = Duration::from_secs(1);
@@ -25,7 +25,9 @@ pub(super) struct Conn {
     /// What lies before it is sent.
     sent: usize,
     in_flight: usize,
-    in_flight_max: usize,
+    /// Those of them that read.
+    reads: usize,
+    reads_max: usize,
     /// It waits for a leader, and nothing is read from it.
     pub(super) waits: bool,
     /// What the poller was last asked to look for: readable, writable.
@@ -63,7 +65,8 @@ impl Conn {
             out: Vec::new(),
             sent: 0,
             in_flight: 0,
-            in_flight_max: (OUT_BYTES_MAX / value_bytes_max.max(1)).clamp(1, IN_FLIGHT_MAX),
+            reads: 0,
+            reads_max: (OUT_BYTES_MAX / value_bytes_max.max(1)).clamp(1, IN_FLIGHT_MAX),
             waits: false,
             interest: (true, false),
         })
@@ -107,14 +110,16 @@ impl Conn {
                 let what =
                     || Over::Malformed(format!("a frame of {} bytes is no request", frame.len()));
                 self.in_flight += 1;
+                self.reads += usize::from(matches!(request, Some((_, Request::Get { .. }))));
                 request.map(Some).ok_or_else(what)
             }
         }
     }
 
-    /// Queues the response to a request.
-    pub(super) fn answer(&mut self, number: u64, response: Response<'_>) {
+    /// Queues the response to a request; `reads_it` if that reads.
+    pub(super) fn answer(&mut self, number: u64, response: Response<'_>, reads_it: bool) {
         self.in_flight -= 1;
+        self.reads -= usize::from(reads_it);
         response.encode(number, &mut self.out);
     }
 
@@ -147,6 +152,8 @@ impl Conn {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.in_flight >= self.in_flight_max || self.out.len() - self.sent >= OUT_BYTES_MAX
+        self.in_flight >= IN_FLIGHT_MAX
+            || self.reads >= self.reads_max
+            || self.out.len() - self.sent >= OUT_BYTES_MAX
     }
 }

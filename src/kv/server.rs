@@ -161,9 +161,10 @@ impl<C: Context> Server<C> {
             .poller
             .wait(&mut events, EpollTimeout::ZERO)
             .unwrap_or(0);
+        let mut listens = false;
         for event in &events[..n] {
             match event.data() {
-                LISTENER => self.accept(),
+                LISTENER => listens = true,
                 SIGNALS => {
                     // Taken, so that turns go on after it until the next one.
                     let taken = self.signals.as_ref().map(SignalFd::read_signal);
@@ -173,6 +174,10 @@ impl<C: Context> Server<C> {
                 }
                 token => self.take(token, event.events()),
             }
+        }
+        // After the others: a greeting that waits is heard before its client is taken for a stranger.
+        if listens {
+            self.accept();
         }
         let pace = self.advance();
         if let Some(why) = self.direct.stopped() {
@@ -316,7 +321,7 @@ impl<C: Context> Server<C> {
             return;
         };
         loop {
-            let (number, refused) = match conn.next() {
+            let (number, refused, reads_it) = match conn.next() {
                 Ok(None) => return,
                 Err(over) => {
                     clients.end(token, &over);
@@ -332,18 +337,18 @@ impl<C: Context> Server<C> {
                             commands.push_back((token, number));
                             continue;
                         }
-                        Err(error) => (number, error),
+                        Err(error) => (number, error, false),
                     },
                     Request::Get { key } => match direct.submit_read() {
                         Ok(_) => {
                             reads.push_back(((token, number), key.into()));
                             continue;
                         }
-                        Err(error) => (number, error),
+                        Err(error) => (number, error, true),
                     },
                 },
             };
-            conn.answer(number, response_to(&refused));
+            conn.answer(number, response_to(&refused), reads_it);
         }
     }
 
@@ -359,10 +364,10 @@ impl<C: Context> Server<C> {
         } = self;
         let mut ready = 0;
         let pace = direct.poll(|event| {
-            let (asker, response) = match event {
+            let (asker, response, reads_it) = match event {
                 Event::Command { outcome, .. } => {
                     let asker = commands.pop_front().expect("somebody for every ticket");
-                    (asker, outcome_response(outcome))
+                    (asker, outcome_response(outcome), false)
                 }
                 Event::Read {
                     outcome: ReadOutcome::Ready { .. },
@@ -378,14 +383,15 @@ impl<C: Context> Server<C> {
                     // Those that are ready come before it, and are still in the queue.
                     let read = reads.remove(ready).expect("somebody for every ticket");
                     let hint = hint.map(|id| id.get());
-                    (read.0, Response::NotLeader { hint })
+                    (read.0, Response::NotLeader { hint }, true)
                 }
                 Event::Role { .. } => return,
             };
-            clients.answer(asker, response, dirty);
+            clients.answer(asker, response, reads_it, dirty);
         });
         for (asker, key) in reads.drain(..ready) {
-            clients.answer(asker, Response::Value(direct.app().get(&key)), dirty);
+            let value = Response::Value(direct.app().get(&key));
+            clients.answer(asker, value, true, dirty);
         }
         pace
     }
@@ -415,7 +421,7 @@ impl<C: Context> Server<C> {
                 }
             }
         }
-        // Refusals of what was taken up above are sent with the next turn.
+        // Empty, and used again.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
         any
@@ -450,10 +456,16 @@ fn connections_max() -> usize {
 }
 
 impl Clients {
-    fn answer(&mut self, (token, number): Asker, response: Response<'_>, dirty: &mut Vec<u64>) {
+    fn answer(
+        &mut self,
+        (token, number): Asker,
+        response: Response<'_>,
+        reads_it: bool,
+        dirty: &mut Vec<u64>,
+    ) {
         // A client that is gone gets no answer; what it asked for is done all the same.
         if let Some(conn) = self.map.get_mut(&token) {
-            conn.answer(number, response);
+            conn.answer(number, response, reads_it);
             dirty.push(token);
         }
     }

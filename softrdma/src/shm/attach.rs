@@ -78,8 +78,7 @@ impl Wanted {
             {
                 return Ok(());
             }
-            // Nothing was written over it.
-            let _ = raw::send(outbound.socket.as_fd(), Message::Bye, &[]);
+            say_bye(&outbound);
             Err(closed())
         }));
     }
@@ -194,6 +193,15 @@ fn attach(
         input: Mutex::default(),
         ending: Mutex::default(),
     };
+    // Whoever is told nothing keeps a place for this process until it ends.
+    take_all(&outbound, memories).inspect_err(|_| say_bye(&outbound))?;
+    Ok(outbound)
+}
+
+/// Lets the target fence this process, and maps what it has.
+fn take_all(outbound: &Outbound, memories: u64) -> Result<(), Error> {
+    let target = outbound.view.target;
+    let failed = |what: &'static str| move |e: Errno| unreachable(target, format!("{what}: {e}"));
     if let Some(uffd) = &outbound.uffd {
         raw::send(outbound.socket.as_fd(), Message::Fence, &[uffd.as_fd()])
             .map_err(failed("send"))?;
@@ -203,7 +211,13 @@ fn attach(
         let memory = outbound.take(received).map_err(failed("memory"))?;
         outbound.offer(memory).map_err(failed("memory"))?;
     }
-    Ok(outbound)
+    Ok(())
+}
+
+/// Nothing was written over this connection, and nothing will be.
+fn say_bye(outbound: &Outbound) {
+    // If it cannot be said, the end of this process says it.
+    let _ = raw::send(outbound.socket.as_fd(), Message::Bye, &[]);
 }
 
 fn next(socket: &OwnedFd, target: u64) -> Result<Received, Error> {

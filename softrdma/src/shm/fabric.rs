@@ -239,6 +239,8 @@ impl Fabric for Shm {
     fn attach(&self, me: &Arc<NodeShared>, target: u64) -> Result<Arc<View>, Error> {
         let mut all = lock(&self.attaching);
         if let Some(view) = self.working_view(me, target) {
+            // An attempt that made it is over, whoever asked for it.
+            all.remove(&target);
             return Ok(view);
         }
         let attaching = Arc::clone(all.entry(target).or_insert_with(|| {
@@ -348,7 +350,8 @@ impl Shm {
 
     /// Begins to attach to those that somebody wants.
     fn begin_attaching(&self) {
-        for wanted in std::mem::take(&mut *lock(&self.wanted)) {
+        let all = std::mem::take(&mut *lock(&self.wanted));
+        for wanted in all {
             let (id, options) = (self.id, self.options.clone());
             let attaching = Arc::clone(&wanted.attaching);
             let target = wanted.target;
