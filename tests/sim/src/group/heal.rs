@@ -1,6 +1,9 @@
 //! The healed phase: trouble ends, but for a minority that stays as it is or gets worse.
 
+use mu_protocol::entry::{Kind, admitted};
 use mu_protocol::layout::Role;
+use mu_protocol::log::{look, take};
+use mu_protocol::zoo::Sound;
 
 use super::Group;
 use super::faults::Act;
@@ -78,6 +81,30 @@ impl Group {
                 && self.core.borrow().oracle.is_voter(id, life)
         });
         with_vote + admitted.count() >= self.members.quorum()
+    }
+
+    /// Whether the admission of a learner that runs stands in a log and is not decided, as far as anybody has said. A
+    /// leader that wakes up may find that a majority had it, of which one has died since; then that learner counts.
+    pub(crate) fn admission_is_open(&self) -> bool {
+        let learners: Vec<_> = self
+            .running()
+            .into_iter()
+            .filter(|(_, process)| process.standing.get().role == Role::Learner)
+            .map(|(slot, process)| (self.slots[slot].id, process.incarnation.get()))
+            .collect();
+        let max = self.settings.max_entry_bytes();
+        self.running().into_iter().any(|(_, process)| {
+            let (mut point, mut payload) = (process.applied.get(), Vec::new());
+            while let Some(header) = look(&process.log, point, max, Sound) {
+                let whole = take(&process.log, point.at, &header, &mut payload, Sound);
+                let of = (whole && header.kind == Kind::Admit).then(|| admitted(&payload));
+                if of.flatten().is_some_and(|of| learners.contains(&of)) {
+                    return true;
+                }
+                point = point.after(&header);
+            }
+            false
+        })
     }
 
     /// One of the minority that need not be healthy.
