@@ -230,6 +230,14 @@ impl Sending {
     /// Forgets those that are through, before their numbers are given to others.
     #[inline]
     fn forget(&mut self, counted: &Counted) {
+        // Short entries go inline, and then there are none.
+        if self.older.is_some() || self.younger.is_some() {
+            self.forget_some(counted);
+        }
+    }
+
+    #[inline(never)]
+    fn forget_some(&mut self, counted: &Counted) {
         for writes in [&mut self.older, &mut self.younger] {
             *writes = writes.filter(|writes| counted.has_under_way(writes.last));
         }
