@@ -29,7 +29,7 @@ const RING_BYTES: usize = 16 << 20;
 /// Commands in flight, at most.
 const WINDOW: usize = 4096;
 /// Long enough that nobody is taken for dead: time stands still here for as long as others are measured.
-const NEVER_NS: u64 = 1 << 60;
+const NEVER_NS: u64 = mu_protocol::limits::MAX_TIME_NS;
 /// A step of time while the group forms.
 const STEP_NS: u64 = 5_000;
 /// Steps in which it must have formed.
