@@ -133,8 +133,15 @@ fn settings(config: &Config, id: u8, form: bool, scarce: bool) -> Settings {
 /// thread tries it.
 fn may_run_on(key: &str, cpu: Option<u16>) -> Result<(), StartError> {
     let Some(number) = cpu else { return Ok(()) };
-    let tried = std::thread::spawn(move || pin(cpu)).join();
-    match tried.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+    let tried = std::thread::Builder::new().spawn(move || pin(cpu));
+    let tried = tried.map_err(|source| StartError::System {
+        what: format!("a thread that tries {key}"),
+        source,
+    })?;
+    match tried
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    {
         Err(StartError::System { source, .. }) => Err(StartError::System {
             what: format!("{key} = {number}: expected a processor that this process may use"),
             source,

@@ -236,21 +236,23 @@ impl<C: Context> Server<C> {
             return;
         }
         tracing::warn!(%error, "no client can be taken on for {ACCEPT_REST:?}");
-        self.deaf_until = Some(Instant::now() + ACCEPT_REST);
-        self.listen(EpollFlags::empty());
-    }
-
-    fn listen_again(&mut self) {
-        if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
-            self.deaf_until = None;
-            self.listen(EpollFlags::EPOLLIN);
+        if self.listen(EpollFlags::empty()) {
+            self.deaf_until = Some(Instant::now() + ACCEPT_REST);
         }
     }
 
-    fn listen(&self, flags: EpollFlags) {
+    fn listen_again(&mut self) {
+        let due = |until| Instant::now() >= until;
+        // Where it cannot be, the next turn tries again.
+        if self.deaf_until.is_some_and(due) && self.listen(EpollFlags::EPOLLIN) {
+            self.deaf_until = None;
+        }
+    }
+
+    /// What the poller looks for at the listener from now on, if the kernel has room to note it.
+    fn listen(&self, flags: EpollFlags) -> bool {
         let mut event = EpollEvent::new(flags, LISTENER);
-        let changed = self.poller.modify(&self.listener, &mut event);
-        changed.expect("the listener was added when the server was made");
+        self.poller.modify(&self.listener, &mut event).is_ok()
     }
 
     /// Whether clients are to wait for a leader, and if not any more, takes up those that did.
